@@ -44,25 +44,29 @@ __all__ = [
 # ---- files -------------------------------------------------------------------------------------
 
 
-def iterate_jsonl(path: str | Path) -> Iterator[tuple[str, dict]]:
+def iterate_jsonl(path: str | Path, name: str = "") -> Iterator[tuple[str, dict]]:
     """Yield ("FILE:LINE", object) for every line of a .jsonl or .jsonl.gz file.
 
     Blank lines, CRLF and a byte-order mark are fine.
+
+    Args:
+        path: the file.
+        name: what to call it in messages; by default its name without the folder.
 
     Raises:
         DataError: for a line that is not a JSON object, or a truncated file.
     """
     path = Path(path)
-    number = 0
+    name, number = name or path.name, 0
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
-                    yield f"{path.name}:{number}", _parse_line(line, f"{path.name}:{number}")
+                    yield f"{name}:{number}", _parse_line(line, f"{name}:{number}")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path.name}:{number + 1}: the gzip data is damaged or cut off ({error}); "
+        raise DataError(f"{name}:{number + 1}: the gzip data is damaged or cut off ({error}); "
                         "copy or download the file again") from error
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -203,8 +204,7 @@ def parse_record(row: dict, record_type: type, where: str) -> object:
     if unknown:
         fail(where, unknown[0], f"unknown; the fields of a {record_type.__name__} are "
                                 f"{', '.join(schema)}")
-    name, _, line = where.rpartition(":")
-    row = {"id": f"{name.split('.')[0]}:{line}", **row}
+    row = {"id": re.sub(r"\.jsonl(\.gz)?:", ":", where), **row}
     for name, (_, required) in schema.items():
         if required and name not in row:
             fail(where, name, f"missing; {record_type.__name__} needs it")
