@@ -1,0 +1,195 @@
+"""Step 4: judge policies on held-out customers, in gold, in wins, in KL, and on zero-shot tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_mini.config import EvaluationConfig
+from rlhf_mini.data import Document, Prompt, ZeroShotItem, collate, encode_prompt
+from rlhf_mini.generation import Response, sample_responses
+from rlhf_mini.kl import compute_exact_kl
+from rlhf_mini.models import RewardModel, compute_response_logits, compute_response_logprobs
+from rlhf_mini.runtime import make_generator
+from rlhf_mini.tensors import masked_mean
+
+# (prompt, response) -> true scores by name, e.g. gold, helpful, truthful, harmless
+GradeFunction = Callable[[Prompt, str], dict[str, float]]
+
+
+@dataclass
+class Evaluation:
+    """What a policy answered to N prompts, S times each, and how good it was."""
+
+    responses: list[list[str]]  # N x S texts
+    measures: dict[str, np.ndarray]  # each (N, S): gold, ..., kl, rm_score, response_tokens, eos_rate
+
+
+def mean_interval(values: np.ndarray, config: EvaluationConfig) -> dict[str, float]:
+    """Return the mean over prompts with a percentile bootstrap interval.
+
+    Args:
+        values: (N,) or (N, S); samples of one prompt are averaged first and stay together.
+        config: number of resamples and confidence.
+
+    Returns:
+        `mean`, `low`, `high`.
+    """
+    values = np.asarray(values, dtype=float)
+    per_prompt = values.mean(1) if values.ndim == 2 else values
+    mean = float(per_prompt.mean())
+    if len(per_prompt) < 2 or per_prompt.std() == 0:
+        return {"mean": mean, "low": mean, "high": mean}
+    interval = scipy.stats.bootstrap(
+        (per_prompt,), np.mean, n_resamples=config.bootstrap, method="percentile", batch=200,
+        confidence_level=config.confidence, rng=np.random.default_rng(0)).confidence_interval
+    return {"mean": mean, "low": float(interval.low), "high": float(interval.high)}
+
+
+def compute_win_rate(
+    ours: np.ndarray, theirs: np.ndarray, config: EvaluationConfig
+) -> dict[str, float]:
+    """Compare two policies prompt by prompt; a tie counts half.
+
+    Args:
+        ours: (N, S) judgements, higher = better.
+        theirs: (N, S) judgements of the other policy on the same prompts.
+        config: for the interval over prompts.
+
+    Returns:
+        `mean`, `low`, `high` of the win rate, `ties` (share), and `without_ties` (wins among the
+        decided comparisons; 0.5 if there are none).
+    """
+    wins, ties = np.mean(ours > theirs), np.mean(ours == theirs)
+    rate = mean_interval((ours > theirs) + 0.5 * (ours == theirs), config)
+    decided = 1 - ties
+    return rate | {"ties": float(ties),
+                   "without_ties": float(wins / decided) if decided > 0 else 0.5}
+
+
+def evaluate_policy(
+    policy: PreTrainedModel, ref_policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt], grade: GradeFunction | None, reward_model: RewardModel | None,
+    config: EvaluationConfig, seed: int, greedy: bool = False,
+) -> Evaluation:
+    """Let a policy answer held-out prompts and measure the answers.
+
+    Args:
+        policy: what is judged.
+        ref_policy: the SFT model, for the KL.
+        tokenizer: of both.
+        prompts: N prompts of held-out customers.
+        grade: the gold grader; None where the truth is unknown.
+        reward_model: for `rm_score`; None leaves it out.
+        config: samples per prompt, lengths.
+        seed: of the samples; the same seed for all policies pairs them.
+        greedy: take the likeliest token (one sample per prompt) instead of sampling at T = 1.
+
+    Returns:
+        Responses and measures. `kl` is the exact per-token KL to the reference summed along each
+        response, in nats.
+    """
+    samples = 1 if greedy else config.samples
+    repeated = [p for p in prompts for _ in range(samples)]
+    sampled = sample_responses(
+        policy, tokenizer, [p.prompt for p in repeated],
+        max_response_tokens=config.max_response_tokens, batch_size=config.batch_size,
+        temperature=0.0 if greedy else 1.0,
+        generator=make_generator(seed, "evaluation", device=policy.device))
+    measures = {
+        "response_tokens": [len(r.token_ids) for r in sampled],
+        "eos_rate": [r.finished for r in sampled],
+    } | _score_tokens(policy, ref_policy, reward_model, tokenizer, repeated, sampled,
+                      config.batch_size)
+    if grade:
+        grades = [grade(p, r.text) for p, r in zip(repeated, sampled, strict=True)]
+        measures |= {name: [g[name] for g in grades] for name in grades[0]}
+    shape = len(prompts), samples
+    texts = [r.text for r in sampled]
+    return Evaluation(
+        [texts[i:i + samples] for i in range(0, len(texts), samples)],
+        {name: np.asarray(values, dtype=float).reshape(shape) for name, values in measures.items()})
+
+
+@torch.no_grad()
+def _score_tokens(
+    policy, ref_policy, reward_model, tokenizer, prompts: list[Prompt], sampled: list[Response],
+    batch_size: int,
+) -> dict[str, list[float]]:
+    pairs = [(encode_prompt(tokenizer, p.prompt), list(r.token_ids))
+             for p, r in zip(prompts, sampled, strict=True)]
+    kl, scores = [], []
+    for start in range(0, len(pairs), batch_size):
+        batch = collate(pairs[start:start + batch_size], tokenizer.pad_token_id).to(policy.device)
+        per_token = compute_exact_kl(compute_response_logits(policy, batch),
+                                     compute_response_logits(ref_policy, batch))
+        kl += torch.where(batch.response_mask, per_token, 0).sum(1).tolist()
+        if reward_model:
+            scores += reward_model(batch.input_ids, batch.attention_mask).tolist()
+    return {"kl": kl} | ({"rm_score": scores} if reward_model else {})
+
+
+def summarize(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, dict[str, float]]:
+    """Return mean and interval of every measure."""
+    return {name: mean_interval(values, config) for name, values in evaluation.measures.items()}
+
+
+@torch.no_grad()
+def evaluate_zero_shot(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[ZeroShotItem],
+    documents: list[Document], config: EvaluationConfig,
+) -> dict[str, dict[str, float]]:
+    """Measure what the model can do without a chat prompt: the place where alignment is taxed.
+
+    An item counts as solved if its answer has the highest log-probability of all choices.
+
+    Args:
+        policy: causal language model.
+        tokenizer: its tokenizer.
+        items: multiple-choice items of several tasks.
+        documents: held-out corpus, for `corpus_loss`.
+        config: for intervals and batch size.
+
+    Returns:
+        Per task the accuracy, and `corpus_loss` (nats per token, mean over documents), each with
+        `mean`, `low`, `high`.
+    """
+    start = [tokenizer.eos_token_id]  # documents follow EOS in the corpus
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    pairs = [(start + encode(i.text), encode(choice)) for i in items for choice in i.choices]
+    likelihood = iter(_sum_logprobs(policy, pairs, tokenizer.pad_token_id, config.batch_size))
+    solved: dict[str, list[bool]] = {}
+    for item in items:
+        choices = [next(likelihood) for _ in item.choices]
+        solved.setdefault(item.task, []).append(choices.index(max(choices)) == item.answer)
+    results = {task: mean_interval(np.array(right), config) for task, right in solved.items()}
+    if documents:
+        texts = [encode(d.text) + start for d in documents]
+        sums = _sum_logprobs(policy, [(start, ids) for ids in texts], tokenizer.pad_token_id,
+                             config.batch_size)
+        losses = [-s / len(ids) for s, ids in zip(sums, texts, strict=True)]
+        results["corpus_loss"] = mean_interval(np.array(losses), config)
+    return results
+
+
+def _sum_logprobs(policy, pairs, pad_id: int, batch_size: int) -> list[float]:
+    """Return log p(continuation | text) of each pair, in nats."""
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    sums = [0.0] * len(pairs)
+    for first in range(0, len(order), batch_size):
+        rows = order[first:first + batch_size]
+        batch = collate([pairs[i] for i in rows], pad_id).to(policy.device)
+        logprobs, _ = compute_response_logprobs(policy, batch)
+        mask = batch.response_mask
+        totals = masked_mean(logprobs, mask, dim=1) * mask.sum(1)
+        for i, total in zip(rows, totals.tolist(), strict=True):
+            sums[i] = total
+    return sums

@@ -1,0 +1,125 @@
+"""Sampling responses: one token at a time, with a key-value cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_mini.data import decode_response, encode_prompt, left_pad
+from rlhf_mini.models import compute_position_ids
+
+
+@torch.no_grad()
+def generate(
+    policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, *, max_response_tokens: int,
+    eos_id: int, pad_id: int, temperature: float = 1.0, generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sample one response per row from the policy's full distribution (no top-k, no top-p).
+
+    Args:
+        policy: causal language model in eval mode.
+        prompt_ids: (B, P) left-padded.
+        prompt_mask: (B, P) bool.
+        max_response_tokens: longest response, EOS included.
+        eos_id: the token that ends a response.
+        pad_id: what stands after the end.
+        temperature: divides the logits; 0 takes the likeliest token (greedy).
+        generator: source of randomness, on the policy's device.
+
+    Returns:
+        response_ids (B, T) and response_mask (B, T) with T <= max_response_tokens. EOS is a real
+        token (mask True); a response without EOS was cut off.
+
+    Raises:
+        ValueError: if prompt and response do not fit into the policy's context.
+    """
+    _check_context(policy, prompt_ids.shape[1], max_response_tokens)
+    mask, position_ids = prompt_mask, compute_position_ids(prompt_mask)
+    token_ids, cache = prompt_ids, None
+    alive = torch.ones(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
+    tokens, masks = [], []
+    for _ in range(max_response_tokens):
+        output = policy.transformer(token_ids, attention_mask=mask, position_ids=position_ids,
+                                    past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logits = policy.lm_head(output.last_hidden_state[:, -1]).float()
+        token = _pick(logits, temperature, generator)
+        token = torch.where(alive, token, pad_id)
+        tokens.append(token)
+        masks.append(alive)
+        alive = alive & (token != eos_id)
+        if not alive.any():
+            break
+        token_ids, position_ids = token[:, None], position_ids[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    return torch.stack(tokens, 1), torch.stack(masks, 1)
+
+
+def _pick(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = (logits / temperature).softmax(-1)
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def _check_context(policy: PreTrainedModel, prompt_tokens: int, response_tokens: int) -> None:
+    context = policy.config.n_positions
+    if prompt_tokens + response_tokens > context:
+        raise ValueError(
+            f"a prompt of {prompt_tokens} tokens and a response of up to {response_tokens} do not "
+            f"fit into the model's context of {context} tokens; shorten the prompt or lower "
+            "max_response_tokens")
+
+
+@dataclass(frozen=True)
+class Response:
+    """A sampled response: its text, its tokens (EOS included), and whether it ended with EOS."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: bool
+
+
+def sample_responses(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], *,
+    max_response_tokens: int, batch_size: int, temperature: float = 1.0,
+    generator: torch.Generator | None = None, on_batch=None,
+) -> list[Response]:
+    """Sample one response to each prompt, in batches of prompts of similar length.
+
+    Args:
+        policy: causal language model in eval mode.
+        tokenizer: its tokenizer.
+        prompts: texts; repeat a prompt to get several responses.
+        max_response_tokens: longest response, EOS included.
+        batch_size: prompts at a time.
+        temperature: divides the logits; 0 is greedy.
+        generator: source of randomness.
+        on_batch: called with the number of responses after each batch (progress).
+
+    Returns:
+        One `Response` per prompt, in the order of `prompts`.
+
+    Raises:
+        ValueError: if a prompt does not fit.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    responses: list[Response | None] = [None] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start:start + batch_size]
+        prompt_ids, prompt_mask = left_pad([encoded[i] for i in rows], tokenizer.pad_token_id)
+        ids, mask = generate(
+            policy, prompt_ids.to(policy.device), prompt_mask.to(policy.device),
+            max_response_tokens=max_response_tokens, eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id, temperature=temperature, generator=generator)
+        for i, row, length in zip(rows, ids.tolist(), mask.sum(1).tolist(), strict=True):
+            tokens = tuple(row[:length])
+            responses[i] = Response(decode_response(tokenizer, tokens), tokens,
+                                    tokens[-1] == tokenizer.eos_token_id)
+        if on_batch:
+            on_batch(len(rows))
+    return responses

@@ -1,0 +1,360 @@
+"""Step 3b: proximal policy optimisation, and the pretraining mix (PPO-ptx).
+
+Departures from InstructGPT: the value loss has its own optimiser group, the pretraining loss is a
+mean over tokens (so `ptx_coef` is near 1 and not 27.8), and prompts need not all be new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_mini.advantages import compute_gae, compute_rewards
+from rlhf_mini.config import PPOConfig
+from rlhf_mini.data import Prompt
+from rlhf_mini.kl import KLController, estimate_kl
+from rlhf_mini.models import ValueModel, compute_response_logprobs, freeze
+from rlhf_mini.pretrain import lm_loss
+from rlhf_mini.rollout import PromptSampler, Rollout, ScoreFunction, collect_rollout
+from rlhf_mini.runtime import check_finite, make_generator, progress
+from rlhf_mini.tensors import masked_mean, masked_var, masked_whiten
+from rlhf_mini.training import TrainingRecord
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, response_mask: Tensor,
+    clip_range: float,
+) -> tuple[Tensor, dict[str, float]]:
+    r"""Compute $\mathrm{mean}\,\max(-A\rho, -A\,\mathrm{clip}(\rho, 1-\epsilon, 1+\epsilon))$.
+
+    $\rho = \pi(a)/\pi_\mathrm{old}(a)$; where the clip binds, the gradient is 0.
+
+    Args:
+        logprobs: (B, T) nats, current policy.
+        old_logprobs: (B, T) nats, policy at rollout.
+        advantages: (B, T).
+        response_mask: (B, T) bool.
+        clip_range: $\epsilon$.
+
+    Returns:
+        Scalar loss; stats `policy_loss`, `approx_kl` (nats per token, from the rollout policy to
+        the current one, k3), `clip_fraction`, `ratio_mean`, `ratio_max`.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
+    """
+    log_ratio = torch.where(response_mask, logprobs - old_logprobs, 0)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = masked_mean(torch.max(unclipped, clipped), response_mask)
+    with torch.no_grad():
+        stats = {
+            "policy_loss": loss.item(),
+            "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, response_mask).item(),
+            "clip_fraction": masked_mean((clipped > unclipped).float(), response_mask).item(),
+            "ratio_mean": masked_mean(ratio, response_mask).item(),
+            "ratio_max": ratio.max().item(),
+        }
+    return loss, stats
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, response_mask: Tensor,
+    value_clip_range: float,
+) -> tuple[Tensor, dict[str, float]]:
+    r"""Compute $\frac12\mathrm{mean}\max\big((V-R)^2, (\mathrm{clip}(V, V_\mathrm{old}\pm\epsilon_v)-R)^2\big)$.
+
+    Args:
+        values: (B, T), current value model.
+        old_values: (B, T), at rollout.
+        returns: (B, T).
+        response_mask: (B, T) bool.
+        value_clip_range: $\epsilon_v$, in units of the score.
+
+    Returns:
+        Scalar loss; stats `value_loss`, `value_clip_fraction`.
+
+    Source: Huang et al. 2024 (arXiv 2403.17031), detail 20.
+    """
+    near = values.clamp(old_values - value_clip_range, old_values + value_clip_range)
+    unclipped, clipped = (values - returns) ** 2, (near - returns) ** 2
+    loss = 0.5 * masked_mean(torch.max(unclipped, clipped), response_mask)
+    bound = masked_mean((clipped > unclipped).float(), response_mask)
+    return loss, {"value_loss": loss.item(), "value_clip_fraction": bound.item()}
+
+
+def ptx_loss(policy: PreTrainedModel, rows: Tensor) -> tuple[Tensor, dict[str, float]]:
+    r"""Compute the pretraining loss $-\mathrm{mean}\log\pi(x_t\mid x_{<t})$ of PPO-ptx.
+
+    Args:
+        policy: current policy.
+        rows: (N, L) int, corpus text.
+
+    Returns:
+        Scalar loss in nats per token, and stats.
+
+    Source: InstructGPT, equation 2, as a mean over tokens.
+    """
+    loss = lm_loss(policy, rows)
+    return loss, {"ptx_loss": loss.item()}
+
+
+@dataclass
+class Targets:
+    """What the update aims at, computed once per rollout."""
+
+    advantages: Tensor  # (B, T), whitened if the config says so
+    returns: Tensor  # (B, T), from the advantages before whitening
+
+
+def compute_targets(rollout: Rollout, kl_coef: float, config: PPOConfig) -> Targets:
+    """Turn scores, log-probabilities and values into advantages and returns.
+
+    Args:
+        rollout: B episodes.
+        kl_coef: the coefficient of the KL penalty at this iteration.
+        config: gamma, lambda, whitening.
+    """
+    mask = rollout.batch.response_mask
+    rewards = compute_rewards(rollout.scores, rollout.old_logprobs, rollout.ref_logprobs, mask,
+                              kl_coef)
+    advantages, returns = compute_gae(rewards, rollout.values, mask, config.gamma,
+                                      config.gae_lambda)
+    if config.whiten_advantages:
+        advantages = masked_whiten(advantages, mask)
+    return Targets(advantages, returns)
+
+
+def build_optimizer(
+    policy: PreTrainedModel, value_model: ValueModel, config: PPOConfig
+) -> torch.optim.Optimizer:
+    """Return one Adam with two groups, policy and value model, each with its learning rate."""
+    return torch.optim.Adam([{"params": list(policy.parameters()), "lr": config.lr},
+                             {"params": list(value_model.parameters()), "lr": config.value_lr}],
+                            eps=config.adam_eps)
+
+
+def update_minibatch(
+    policy: PreTrainedModel, value_model: ValueModel, optimizer: torch.optim.Optimizer,
+    rollout: Rollout, targets: Targets, config: PPOConfig, ptx_rows: Tensor | None, step: int,
+) -> dict[str, float]:
+    """Take one optimiser step on a minibatch of episodes.
+
+    Args:
+        policy: current policy, dropout off.
+        value_model: current value model.
+        optimizer: from `build_optimizer`.
+        rollout: the minibatch.
+        targets: its advantages and returns.
+        config: clip ranges and coefficients.
+        ptx_rows: (N, L) corpus text, or None without pretraining mix.
+        step: iteration, for the message of a non-finite loss.
+
+    Returns:
+        Stats of the losses and gradients before the step.
+
+    Raises:
+        NonFiniteLoss: before anything was changed.
+    """
+    mask = rollout.batch.response_mask
+    logprobs, _ = compute_response_logprobs(policy, rollout.batch, config.temperature)
+    loss, stats = policy_loss(logprobs, rollout.old_logprobs, targets.advantages, mask,
+                              config.clip_range)
+    v_loss, v_stats = value_loss(value_model(rollout.batch), rollout.values, targets.returns, mask,
+                                 config.value_clip_range)
+    loss, stats = loss + config.vf_coef * v_loss, stats | v_stats
+    if ptx_rows is not None:
+        p_loss, p_stats = ptx_loss(policy, ptx_rows)
+        loss, stats = loss + config.ptx_coef * p_loss, stats | p_stats
+    check_finite(loss, step, "PPO minibatch")
+    optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+    nn.utils.clip_grad_norm_(value_model.parameters(), config.max_grad_norm)
+    optimizer.step()
+    return stats | {"loss": loss.item(), "grad_norm": norm.item()}
+
+
+def update(
+    policy: PreTrainedModel, value_model: ValueModel, optimizer: torch.optim.Optimizer,
+    rollout: Rollout, targets: Targets, config: PPOConfig, generator: torch.Generator,
+    ptx_rows: Tensor | None = None, step: int = 0,
+) -> dict[str, float]:
+    """Go over the rollout `config.epochs` times in random minibatches.
+
+    Args:
+        policy, value_model, optimizer: what is updated, in place.
+        rollout: B episodes.
+        targets: their advantages and returns.
+        config: epochs, minibatches, `update_kl_stop`.
+        generator: of the minibatches, on the CPU.
+        ptx_rows: (N, L) corpus text, split over the minibatches; None without pretraining mix.
+        step: iteration, for messages.
+
+    Returns:
+        Means of the stats over the minibatches; `first_ratio_error` is max |ratio - 1| of the first
+        one, which must be 0 up to rounding.
+    """
+    history: list[dict[str, float]] = []
+    episodes = len(rollout.scores)
+    size = episodes // config.minibatches
+    steps = config.epochs * config.minibatches
+    chunks = [None] * steps if ptx_rows is None else ptx_rows.chunk(steps)
+    first_error = None
+    for epoch in range(config.epochs):
+        order = torch.randperm(episodes, generator=generator).to(rollout.scores.device)
+        for i in range(config.minibatches):
+            rows = order[i * size:(i + 1) * size]
+            part = Targets(targets.advantages[rows], targets.returns[rows])
+            stats = update_minibatch(policy, value_model, optimizer, rollout.rows(rows), part,
+                                     config, chunks[epoch * config.minibatches + i], step)
+            if first_error is None:
+                first_error = max(abs(stats["ratio_max"] - 1), abs(stats["ratio_mean"] - 1))
+            history.append(stats)
+        if 0 < config.update_kl_stop < history[-1]["approx_kl"]:
+            break
+    means = {name: sum(h[name] for h in history) / len(history) for name in history[0]}
+    return means | {"first_ratio_error": first_error,
+                    "ratio_max": max(h["ratio_max"] for h in history)}
+
+
+def compute_rollout_stats(rollout: Rollout, targets: Targets) -> dict[str, float]:
+    """Summarise a rollout for the dashboard; every mean over tokens is masked.
+
+    Args:
+        rollout: B episodes.
+        targets: their advantages and returns.
+    """
+    mask = rollout.batch.response_mask
+    kl = torch.where(mask, estimate_kl(rollout.old_logprobs, rollout.ref_logprobs), 0)
+    residual = masked_var(targets.returns - rollout.values, mask)
+    return {
+        "score": rollout.scores.mean().item(),
+        "score_std": rollout.scores.std().item(),
+        "kl_per_sequence": kl.sum(1).mean().item(),
+        "kl_per_token": masked_mean(kl, mask).item(),
+        "entropy": masked_mean(rollout.entropy, mask).item(),
+        "response_tokens": mask.sum(1).float().mean().item(),
+        "eos_rate": rollout.finished.float().mean().item(),
+        "value_mean": masked_mean(rollout.values, mask).item(),
+        "returns_mean": masked_mean(targets.returns, mask).item(),
+        "explained_variance": (1 - residual / masked_var(targets.returns, mask)).item(),
+    }
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
+    r"""Move averaged weights towards the model's: $\bar\theta \leftarrow d\,\bar\theta + (1-d)\,\theta$.
+
+    Args:
+        average: changed in place.
+        model: the current weights.
+        decay: d, from 0 to 1.
+    """
+    for mean, current in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(current, 1 - decay)
+
+
+def warmup_factor(iteration: int, warmup_iterations: int) -> float:
+    """Return the factor on the learning rate: from a tenth linearly to 1, then constant.
+
+    Args:
+        iteration: from 0.
+        warmup_iterations: at which the factor reaches 1.
+
+    Source: InstructGPT, appendix C.4.
+    """
+    if iteration >= warmup_iterations:
+        return 1.0
+    return 0.1 + 0.9 * iteration / warmup_iterations
+
+
+def train_ppo(
+    policy: PreTrainedModel, value_model: ValueModel, score: ScoreFunction,
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], config: PPOConfig, seed: int,
+    corpus_rows: Tensor | None = None, directory: Path | None = None,
+    grade: Callable[[Prompt, str], float] | None = None,
+) -> list[dict]:
+    """Optimise the policy against the score, in place; the start policy is the reference.
+
+    Args:
+        policy: the SFT model. Afterwards: the trained one, averaged if `ema_decay` > 0.
+        value_model: starts from the reward model.
+        score: a reward model (`score_with`) or any function of the responses.
+        tokenizer: of all of them.
+        prompts: the environment's prompts.
+        config: settings.
+        seed: of prompts, samples and minibatches.
+        corpus_rows: (N, L) corpus text, needed if `ptx_coef` > 0.
+        directory: where checkpoints and metrics go; None keeps nothing on disk.
+        grade: true score of a response, logged as `gold` and never trained on.
+
+    Returns:
+        The metrics of each iteration.
+
+    Raises:
+        ValueError: if the pretraining mix lacks text, a prompt is too long, or a loss is not finite.
+    """
+    if config.ptx_coef > 0 and corpus_rows is None:
+        raise ValueError("ptx_coef > 0 mixes in pretraining text, and there is none: give a corpus "
+                         "or set ptx_coef=0")
+    ref_policy, average = freeze(policy), freeze(policy)
+    optimizer = build_optimizer(policy, value_model, config)
+    controller = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
+    modules = {"policy": policy, "value_model": value_model, "ref_policy": ref_policy,
+               "average": average}
+    record = TrainingRecord(directory, modules, {"adam": optimizer}, config.checkpoint_every)
+    first, kept = record.restore(kl_coef=config.kl_coef, stopped=False)
+    controller.kl_coef = kept["kl_coef"]
+    sampler = PromptSampler(prompts, config.episodes, seed)
+    bar = progress(config.iterations, "ppo", first)
+    for iteration in range(first, config.iterations):
+        if kept["stopped"]:
+            break
+        drawn = sampler.draw(iteration)
+        rollout, responses = collect_rollout(
+            policy, ref_policy, value_model, score, tokenizer, drawn, config,
+            make_generator(seed, "rollout", str(iteration), device=policy.device))
+        targets = compute_targets(rollout, controller.kl_coef, config)
+        stats = compute_rollout_stats(rollout, targets) | {"kl_coef": controller.kl_coef}
+        if grade:
+            gold = [grade(p, r) for p, r in zip(drawn, responses, strict=True)]
+            stats["gold"] = sum(gold) / len(gold)
+        if 0 < config.kl_stop < stats["kl_per_sequence"]:
+            kept["stopped"] = True
+        else:
+            generator = make_generator(seed, "minibatches", str(iteration))
+            _set_lr(optimizer, config, iteration)
+            stats |= update(policy, value_model, optimizer, rollout, targets, config, generator,
+                            _draw_ptx_rows(corpus_rows, config, generator, policy.device),
+                            iteration)
+            stats["lr"] = optimizer.param_groups[0]["lr"]
+            controller.update(stats["kl_per_sequence"], config.episodes)
+            update_ema(average, policy, config.ema_decay)
+        record.log(iteration, **stats)
+        shown = ("score", "gold", "kl_per_sequence")
+        bar.update(1, **{name: stats[name] for name in shown if name in stats})
+        record.save(iteration + 1, kl_coef=controller.kl_coef, stopped=kept["stopped"])
+    bar.close()
+    if config.ema_decay > 0:
+        policy.load_state_dict(average.state_dict())
+    return record.history
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, config: PPOConfig, iteration: int) -> None:
+    factor = warmup_factor(iteration, config.warmup_iterations)
+    for group, peak in zip(optimizer.param_groups, (config.lr, config.value_lr), strict=True):
+        group["lr"] = peak * factor
+
+
+def _draw_ptx_rows(corpus_rows, config: PPOConfig, generator, device) -> Tensor | None:
+    if config.ptx_coef == 0:
+        return None
+    count = config.ptx_rows * config.epochs * config.minibatches
+    index = torch.randint(len(corpus_rows), (count,), generator=generator)
+    return corpus_rows[index].to(device)

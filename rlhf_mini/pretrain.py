@@ -1,0 +1,193 @@
+"""A base model from scratch: byte-level BPE tokenizer and a small GPT-2.
+
+Departures from GPT-2's recipe, for a model that must learn to copy within minutes on a CPU: wider
+initial weights, a first phase on repeated random tokens, and Muon on the block matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf_mini.config import PretrainConfig
+from rlhf_mini.data import Document
+from rlhf_mini.models import EOS_TOKEN, PAD_TOKEN
+from rlhf_mini.runtime import check_finite, make_generator, progress
+from rlhf_mini.training import TrainingRecord, cosine_lr
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer: any text can be encoded, EOS and PAD are distinct.
+
+    Args:
+        texts: the corpus.
+        vocab_size: V, including 256 bytes and two special tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOS_TOKEN, PAD_TOKEN], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN, padding_side="left",
+        clean_up_tokenization_spaces=False)
+
+
+def build_model(
+    config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> GPT2LMHeadModel:
+    """Create a GPT-2 with random weights that depend on the seed alone.
+
+    Args:
+        config: sizes and `init_std`.
+        tokenizer: gives the vocabulary size and the ids of EOS and PAD.
+        seed: of the initial weights.
+    """
+    model_config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=config.context, n_embd=config.hidden,
+        n_layer=config.layers, n_head=config.heads, initializer_range=config.init_std,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, faster
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(model_config).eval()
+
+
+def encode_documents(
+    tokenizer: PreTrainedTokenizerBase, documents: list[Document]
+) -> list[list[int]]:
+    """Tokenize documents; each ends in EOS."""
+    encoded = tokenizer([d.text for d in documents], add_special_tokens=False)["input_ids"]
+    return [ids + [tokenizer.eos_token_id] for ids in encoded]
+
+
+def pack_rows(documents: list[list[int]], row_tokens: int, generator: torch.Generator) -> Tensor:
+    """Shuffle documents, join them and cut the stream into rows.
+
+    Args:
+        documents: token ids, each ending in EOS.
+        row_tokens: tokens per row, L.
+        generator: of the shuffle.
+
+    Returns:
+        (N, L) int; the last incomplete row is left out.
+
+    Raises:
+        ValueError: if all documents together do not fill one row.
+    """
+    order = torch.randperm(len(documents), generator=generator).tolist()
+    stream = torch.tensor([token for i in order for token in documents[i]])
+    rows = len(stream) // row_tokens
+    if rows == 0:
+        raise ValueError(f"the corpus has {len(stream)} tokens; one row needs {row_tokens}")
+    return stream[: rows * row_tokens].view(rows, row_tokens)
+
+
+def copy_rows(rows: int, row_tokens: int, vocab_size: int, generator: torch.Generator) -> Tensor:
+    """Draw rows of random tokens that repeat with a period of 5 to 19 tokens.
+
+    Predicting the second and later repeats needs attention to the earlier one: the model learns to
+    copy from its context before it sees any text.
+
+    Returns:
+        (rows, row_tokens) int.
+    """
+    tokens = torch.randint(2, vocab_size, (rows, row_tokens), generator=generator)
+    periods = torch.randint(5, 20, (rows, 1), generator=generator)
+    return tokens.gather(1, torch.arange(row_tokens) % periods)
+
+
+def lm_loss(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    r"""Compute the language-modelling loss $-\frac1{N}\sum_t \log\pi(x_t \mid x_{<t})$.
+
+    Args:
+        model: causal language model.
+        input_ids: (B, L) rows without padding.
+
+    Returns:
+        Scalar, nats per token.
+    """
+    logits = model(input_ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1).float(), input_ids[:, 1:].flatten())
+
+
+def build_optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Give the block matrices to Muon and everything else to AdamW."""
+    blocks = [p for n, p in model.named_parameters() if ".h." in n and p.ndim == 2]
+    rest = [p for n, p in model.named_parameters() if not (".h." in n and p.ndim == 2)]
+    return [
+        torch.optim.Muon(blocks, lr=config.muon_lr, weight_decay=config.weight_decay),
+        torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95)),
+    ]
+
+
+def train_base_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: list[Document],
+    config: PretrainConfig, seed: int, directory: Path | None = None,
+) -> list[dict]:
+    """Train the model in place on the corpus.
+
+    Args:
+        model: from `build_model`.
+        tokenizer: its tokenizer.
+        documents: the training corpus.
+        config: steps, batch, learning rates.
+        seed: of the order of the data.
+        directory: where checkpoints and metrics go; None keeps nothing on disk.
+
+    Returns:
+        The metrics of each step.
+    """
+    encoded = encode_documents(tokenizer, documents)
+    optimizers = build_optimizers(model, config)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    record = TrainingRecord(directory, {"model": model},
+                            dict(zip(("muon", "adamw"), optimizers, strict=True)),
+                            config.checkpoint_every)
+    first, _ = record.restore()
+    bar = progress(config.steps, "pretrain", first)
+    epoch, rows = -1, torch.empty(0)
+    per_epoch = sum(map(len, encoded)) // config.row_tokens // config.batch_size
+    model.train()
+    for step in range(first, config.steps):
+        if step < config.copy_steps:
+            generator = make_generator(seed, "copy", str(step))
+            batch = copy_rows(config.batch_size, config.row_tokens, len(tokenizer), generator)
+        else:
+            wanted, index = divmod(step - config.copy_steps, max(per_epoch, 1))
+            if wanted != epoch:
+                epoch = wanted
+                rows = pack_rows(encoded, config.row_tokens,
+                                 make_generator(seed, "corpus", str(epoch)))
+            batch = rows[index * config.batch_size:(index + 1) * config.batch_size]
+        factor = cosine_lr(step, config.steps, warmup=min(50, config.steps // 10))
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * factor
+            optimizer.zero_grad()
+        loss = lm_loss(model, batch.to(model.device))
+        check_finite(loss, step, "pretraining batch")
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        record.log(step, loss=loss.item(), lr=peaks[1] * factor)
+        bar.update(1, loss=loss.item())
+        record.save(step + 1)
+    bar.close()
+    model.eval()
+    return record.history

@@ -1,0 +1,126 @@
+"""Step 3a: the bandit environment. A prompt comes in, the policy answers, a score comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_mini.config import PPOConfig
+from rlhf_mini.data import DataError, Prompt, TokenBatch, decode_response, encode_prompt, left_pad
+from rlhf_mini.generation import generate
+from rlhf_mini.models import RewardModel, ValueModel, compute_response_logprobs
+from rlhf_mini.runtime import make_generator
+from rlhf_mini.tensors import last_index
+
+# (prompts, responses as text, tokens) -> (B,) scores: a reward model or any function of the text
+ScoreFunction = Callable[[list[Prompt], list[str], TokenBatch], Tensor]
+
+
+@dataclass
+class Rollout:
+    """One batch of episodes: B prompts, the responses, and what four networks say of them."""
+
+    batch: TokenBatch  # prompts (B, P) and responses (B, T)
+    old_logprobs: Tensor  # (B, T) nats, policy that sampled
+    ref_logprobs: Tensor  # (B, T) nats, frozen reference
+    values: Tensor  # (B, T) value model, before each token
+    scores: Tensor  # (B,) score of each whole response
+    finished: Tensor  # (B,) bool, True = ended with EOS
+    entropy: Tensor  # (B, T) nats, policy that sampled
+
+    def rows(self, index: Tensor) -> Rollout:
+        """Return the episodes at `index` (N,) as a rollout of their own."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}
+        batch = TokenBatch(*[getattr(self.batch, f.name)[index] for f in fields(self.batch)])
+        return Rollout(batch=batch, **{name: x[index] for name, x in parts.items()})
+
+
+class PromptSampler:
+    """Draws prompts in random order, each once before any comes again.
+
+    The draw of an iteration depends on seed and iteration alone, so a resumed run sees the same.
+
+    Args:
+        prompts: to draw from.
+        episodes: prompts per draw, B.
+        seed: of the order.
+    """
+
+    def __init__(self, prompts: list[Prompt], episodes: int, seed: int):
+        if not prompts:
+            raise ValueError("PPO needs at least one prompt")
+        self.prompts, self.episodes, self.seed = prompts, episodes, seed
+
+    def draw(self, iteration: int) -> list[Prompt]:
+        """Return the B prompts of an iteration."""
+        first = iteration * self.episodes
+        return [self._at(i) for i in range(first, first + self.episodes)]
+
+    def _at(self, index: int) -> Prompt:
+        epoch, place = divmod(index, len(self.prompts))
+        if getattr(self, "_epoch", None) != epoch:
+            generator = make_generator(self.seed, "ppo-prompts", str(epoch))
+            self._order = torch.randperm(len(self.prompts), generator=generator).tolist()
+            self._epoch = epoch
+        return self.prompts[self._order[place]]
+
+
+def score_with(reward_model: RewardModel) -> ScoreFunction:
+    """Turn a reward model into a score function."""
+    def score(prompts: list[Prompt], responses: list[str], batch: TokenBatch) -> Tensor:
+        return reward_model(batch.input_ids, batch.attention_mask)
+    return score
+
+
+@torch.no_grad()
+def collect_rollout(
+    policy: PreTrainedModel, ref_policy: PreTrainedModel, value_model: ValueModel,
+    score: ScoreFunction, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt],
+    config: PPOConfig, generator: torch.Generator,
+) -> tuple[Rollout, list[str]]:
+    """Answer each prompt once and score the answers.
+
+    Args:
+        policy: samples the responses; dropout off.
+        ref_policy: frozen, usually the SFT model.
+        value_model: predicts the return at each token.
+        score: judges whole responses.
+        tokenizer: of all of them.
+        prompts: B prompts.
+        config: lengths, temperature, the score of a response without EOS.
+        generator: source of randomness, on the policy's device.
+
+    Returns:
+        The rollout and the responses as text.
+
+    Raises:
+        DataError: if a prompt is longer than `max_prompt_tokens`.
+    """
+    encoded = [encode_prompt(tokenizer, p.prompt) for p in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) > config.max_prompt_tokens:
+            raise DataError(f"{prompt.id}: prompt has {len(ids)} tokens, at most "
+                            f"{config.max_prompt_tokens} fit; raise ppo.max_prompt_tokens or "
+                            "shorten it")
+    prompt_ids, prompt_mask = (x.to(policy.device)
+                               for x in left_pad(encoded, tokenizer.pad_token_id))
+    response_ids, response_mask = generate(
+        policy, prompt_ids, prompt_mask, max_response_tokens=config.max_response_tokens,
+        eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id,
+        temperature=config.temperature, generator=generator)
+    batch = TokenBatch(prompt_ids, prompt_mask, response_ids, response_mask)
+    last_token = response_ids.gather(1, last_index(response_mask)[:, None])[:, 0]
+    finished = last_token == tokenizer.eos_token_id
+    responses = [decode_response(tokenizer, ids[mask].tolist())
+                 for ids, mask in zip(response_ids, response_mask, strict=True)]
+    scores = score(prompts, responses, batch).float()
+    old_logprobs, entropy = compute_response_logprobs(policy, batch, config.temperature)
+    ref_logprobs, _ = compute_response_logprobs(ref_policy, batch, config.temperature)
+    return Rollout(
+        batch=batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
+        values=value_model(batch), finished=finished, entropy=entropy,
+        scores=torch.where(finished, scores, config.missing_eos_score)), responses

@@ -1,0 +1,113 @@
+"""What every training loop keeps on disk: its metrics and a checkpoint to resume from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlhf_mini.runtime import (
+    MetricLog,
+    load_checkpoint,
+    pack_state,
+    read_metrics,
+    recover_directory,
+    save_checkpoint,
+    unpack_state,
+)
+
+
+class TrainingRecord:
+    """Metrics and checkpoints of one training loop.
+
+    Everything a loop draws at random follows from seed and step, so models, optimisers, the step
+    and a few numbers are all that a resumed loop needs to repeat an unbroken one bit for bit.
+
+    Args:
+        directory: holds `metrics.jsonl` and `checkpoint/`; None keeps the metrics in memory only.
+        modules: what is trained, by name.
+        optimizers: their optimisers, by name.
+        every: steps between checkpoints.
+    """
+
+    def __init__(
+        self, directory: Path | None, modules: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer], every: int,
+    ):
+        self.directory, self.modules, self.optimizers = directory, modules, optimizers
+        self.every = every
+        self.history: list[dict[str, float]] = []
+        self.metric_log = MetricLog(directory / "metrics.jsonl") if directory else None
+
+    def restore(self, **start) -> tuple[int, dict]:
+        """Load the checkpoint if there is one.
+
+        Args:
+            **start: what the loop keeps besides the models, as it is at step 0.
+
+        Returns:
+            The step to go on from (0 without a checkpoint) and the kept numbers.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged or does not fit.
+        """
+        step = 0
+        if self.directory and recover_directory(self.directory / "checkpoint"):
+            tensors, meta = load_checkpoint(self.directory / "checkpoint")
+            unpack_state(tensors, meta, self.modules, self.optimizers)
+            step, start = meta["step"], meta["kept"]
+        if self.metric_log:
+            self.metric_log.truncate(step)
+            self.history = read_metrics(self.metric_log.path)
+        return step, start
+
+    def log(self, step: int, **metrics: float) -> None:
+        """Keep the metrics of one step, in memory and in `metrics.jsonl`."""
+        self.history.append({"step": step, **metrics})
+        if self.metric_log:
+            self.metric_log.write(step, **metrics)
+
+    def save(self, step: int, **kept) -> None:
+        """Write a checkpoint if `step` steps are done and it is time for one."""
+        if self.directory and step % self.every == 0:
+            tensors, meta = pack_state(self.modules, self.optimizers)
+            save_checkpoint(self.directory / "checkpoint", tensors,
+                            meta | {"step": step, "kept": kept})
+
+
+def cosine_lr(step: int, steps: int, warmup: int = 0, floor: float = 0.1) -> float:
+    """Return the factor on the peak learning rate: linear warm-up, then cosine to `floor`.
+
+    Args:
+        step: from 0.
+        steps: in all.
+        warmup: steps of warm-up.
+        floor: factor at the end.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def epoch_batch(
+    step: int, items: int, batch_size: int, generator_of_epoch
+) -> tuple[int, list[int], bool]:
+    """Say which items step `step` takes, when each epoch visits all items in a new order.
+
+    Args:
+        step: from 0.
+        items: how many there are.
+        batch_size: at most so many per step; the last batch of an epoch may be smaller.
+        generator_of_epoch: epoch -> torch.Generator of its order.
+
+    Returns:
+        The epoch, the indices, and whether this is the epoch's last batch.
+    """
+    per_epoch = -(-items // batch_size)
+    epoch, index = divmod(step, per_epoch)
+    order = torch.randperm(items, generator=generator_of_epoch(epoch)).tolist()
+    chosen = order[index * batch_size:(index + 1) * batch_size]
+    return epoch, chosen, index == per_epoch - 1
