@@ -48,11 +48,18 @@ class TownConfig:
     test_prompts: int = 400  # prompts of the held-out test customers; own
     demonstrations: int = 300  # written by labelers, training split; own
     valid_demonstrations: int = 100  # on prompts of the validation customers; own
+    demonstration_errors: float = 0.15  # share with a wrong or weak response; own
+    demonstration_padding: float = 0.40  # share with needless words or careless form; own
+    label_noise: float = 0.13  # mean scale of the labelers' Gumbel noise, overall score; own
 
     def __post_init__(self) -> None:
-        _non_negative(self, "seed")
-        names = [f.name for f in dataclasses.fields(self) if f.name != "seed"]
-        _positive(self, *names)
+        _non_negative(self, "seed", "label_noise")
+        _fraction(self, "demonstration_errors", "demonstration_padding")
+        _check(self, "demonstration_padding",
+               self.demonstration_errors + self.demonstration_padding <= 1,
+               f"at most 1 - demonstration_errors = {1 - self.demonstration_errors:g}")
+        _positive(self, *[f.name for f in dataclasses.fields(self) if f.type == "int"
+                          and f.name != "seed"])
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ class PretrainConfig:
                           if f.name not in ("weight_decay", "copy_steps")])
         _non_negative(self, "weight_decay", "copy_steps")
         _check(self, "hidden", self.hidden % self.heads == 0, f"a multiple of heads={self.heads}")
-        _check(self, "row_tokens", self.row_tokens <= self.context, f"at most context={self.context}")
+        _check(self, "row_tokens", self.row_tokens <= self.context,
+               f"at most context={self.context}")
         _check(self, "copy_steps", self.copy_steps <= self.steps, f"at most steps={self.steps}")
 
 
@@ -164,15 +172,15 @@ class PPOConfig:
     kl_coef: float = 0.1  # beta, per-token KL penalty; own (paper: 0.02)
     kl_target: float = 0.0  # nats per sequence; above 0 makes beta adaptive; Ziegler et al. 2019: 6
     kl_horizon: int = 10_000  # episodes, time scale of the adaptive beta; Ziegler et al. 2019
-    kl_stop: float = 0.0  # nats per sequence to the reference at which training stops; 0 = never; own
-    update_kl_stop: float = 0.0  # nats per token from the rollout policy that ends an update; 0 = never; Spinning Up
+    kl_stop: float = 0.0  # nats per sequence to the reference that end training; 0 = never; own
+    update_kl_stop: float = 0.0  # nats per token that end an update; 0 = never; Spinning Up
     missing_eos_score: float = -1.0  # score of a response without EOS (references are at 0); N+
     temperature: float = 1.0  # T, divides the logits of policy, old and reference alike; paper
     max_prompt_tokens: int = 80  # longer prompts are an error; own
     max_response_tokens: int = 40  # including EOS; own
-    ptx_coef: float = 0.0  # gamma_ptx, weight of the pretraining loss; paper: 27.8 in its units
+    ptx_coef: float = 0.0  # gamma_ptx, weight of the pretraining loss of PPO-ptx; own (paper: 27.8)
     ptx_rows: int = 16  # rows of corpus text per minibatch; own
-    ema_decay: float = 0.0  # decay of the policy's averaged weights per iteration; 0 = off; paper: 0.992
+    ema_decay: float = 0.0  # of the averaged policy, per iteration; 0 = off; paper: 0.992
     checkpoint_every: int = 5  # iterations between checkpoints; own
 
     def __post_init__(self) -> None:
@@ -232,17 +240,18 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
                         max_response_tokens=12),
         "reward": dict(epochs=1, batch_size=8, checkpoint_every=2),
         "ppo": dict(iterations=4, episodes=8, epochs=1, max_response_tokens=12, ptx_rows=2,
+                    ptx_coef=1.0,
                     checkpoint_every=1),
         "evaluation": dict(samples=1, bootstrap=200, max_response_tokens=12),
     },
-    "cpu": {},  # minutes; the defaults above
+    "cpu": {"ppo": dict(ptx_coef=1.0)},  # minutes; the defaults above
     "gpu": {  # GPT-2 124M
         "pretrain": dict(vocab_size=50_257, layers=12, hidden=768, heads=12, context=1024,
                          init_std=0.02, row_tokens=256),
         "sft": dict(lr=1e-5),
         "reward": dict(lr=9e-6, epochs=1, batch_size=64),
         "ppo": dict(lr=1e-6, value_lr=9e-6, episodes=512, minibatches=8, epochs=1,
-                    warmup_iterations=10, ema_decay=0.992),
+                    warmup_iterations=10, ema_decay=0.992, ptx_coef=1.0),
     },
 }
 
