@@ -14,8 +14,8 @@ def compute_rewards(
 ) -> Tensor:
     r"""Spread the score and the KL penalty over the tokens.
 
-    $r_t = -\beta\,(\log\pi_\mathrm{old}(a_t) - \log\pi_\mathrm{ref}(a_t)) + \mathbb 1[t = \text{last}]\,
-    \text{score}$
+    $r_t = -\beta\,(\log\pi_\mathrm{old}(a_t) - \log\pi_\mathrm{ref}(a_t))
+    + \mathbb 1[t = \text{last}]\,\text{score}$
 
     Args:
         scores: (B,) from the reward model.

@@ -27,7 +27,7 @@ class Evaluation:
     """What a policy answered to N prompts, S times each, and how good it was."""
 
     responses: list[list[str]]  # N x S texts
-    measures: dict[str, np.ndarray]  # each (N, S): gold, ..., kl, rm_score, response_tokens, eos_rate
+    measures: dict[str, np.ndarray]  # each (N, S): gold, kl, rm_score, ...
 
 
 def mean_interval(values: np.ndarray, config: EvaluationConfig) -> dict[str, float]:

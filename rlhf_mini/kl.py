@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def compute_exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    r"""Compute $\mathrm{KL}(\pi \| \pi_\mathrm{ref}) = \sum_v \pi_v \log(\pi_v/\pi_{\mathrm{ref},v})$.
+    r"""Compute $\mathrm{KL}(\pi\|\pi_\mathrm{ref}) = \sum_v\pi_v\log(\pi_v/\pi_{\mathrm{ref},v})$.
 
     Args:
         logits: (..., V) of the policy.

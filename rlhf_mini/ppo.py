@@ -67,7 +67,9 @@ def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, response_mask: Tensor,
     value_clip_range: float,
 ) -> tuple[Tensor, dict[str, float]]:
-    r"""Compute $\frac12\mathrm{mean}\max\big((V-R)^2, (\mathrm{clip}(V, V_\mathrm{old}\pm\epsilon_v)-R)^2\big)$.
+    r"""Compute $\frac12\,\mathrm{mean}\max\big((V-R)^2, (V_\mathrm{clip}-R)^2\big)$.
+
+    $V_\mathrm{clip}$ is $V$ kept within $V_\mathrm{old}\pm\epsilon_v$.
 
     Args:
         values: (B, T), current value model.
@@ -249,7 +251,7 @@ def compute_rollout_stats(rollout: Rollout, targets: Targets) -> dict[str, float
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
-    r"""Move averaged weights towards the model's: $\bar\theta \leftarrow d\,\bar\theta + (1-d)\,\theta$.
+    r"""Move averaged weights towards the model's, $\bar\theta\leftarrow d\bar\theta+(1-d)\theta$.
 
     Args:
         average: changed in place.
@@ -298,7 +300,7 @@ def train_ppo(
         The metrics of each iteration.
 
     Raises:
-        ValueError: if the pretraining mix lacks text, a prompt is too long, or a loss is not finite.
+        ValueError: if ptx_coef lacks a corpus, a prompt is too long, or a loss is not finite.
     """
     if config.ptx_coef > 0 and corpus_rows is None:
         raise ValueError("ptx_coef > 0 mixes in pretraining text, and there is none: give a corpus "
