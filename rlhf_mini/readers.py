@@ -173,6 +173,7 @@ def _as(record: Record, record_type: type) -> Record:
               if hasattr(record, name)}
     if record_type is Demonstration:
         shared["response"] = record.responses[record.ranks.index(1)]
+        shared["labeler"] = None  # who ranked did not write
     return record_type(**shared)
 
 
