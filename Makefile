@@ -36,8 +36,9 @@ lint: $(VENV)/installed-test
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "error: '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1); rlhf-mini needs Python" \
-	         "3.11 or newer. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	    echo "error: $(PYTHON): $$($(PYTHON) --version 2>/dev/null || echo 'no such command');" \
+	         "rlhf-mini needs Python 3.11 or newer, name one: make PYTHON=python3.12 $(MAKECMDGOALS)" \
+	         >&2; exit 1; }
 	@echo "[1/$(STEPS)] Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV) || { \
 	    echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
