@@ -200,7 +200,7 @@ def progress(total: int, desc: str, start: int = 0) -> Progress:
 
 def check_finite(loss: Tensor | float, step: int, what: str) -> None:
     """Raise `NonFiniteLoss` naming step and batch unless the loss (a scalar) is finite."""
-    value = float(loss)
+    value = float(loss.detach() if isinstance(loss, Tensor) else loss)
     if not math.isfinite(value):
         raise NonFiniteLoss(f"step {step}, {what}: loss is {value}; the weights before this step "
                             "are the last sound ones. Try a lower learning rate")
