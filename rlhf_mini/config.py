@@ -49,8 +49,8 @@ class TownConfig:
     demonstrations: int = 300  # written by labelers, training split; own
     valid_demonstrations: int = 100  # on prompts of the validation customers; own
     demonstration_errors: float = 0.15  # share with a wrong or weak response; own
-    demonstration_padding: float = 0.40  # share with needless words or careless form; own
-    label_noise: float = 0.13  # mean scale of the labelers' Gumbel noise, overall score; own
+    demonstration_padding: float = 0.45  # share with needless words or careless form; own
+    label_noise: float = 0.16  # mean scale of the labelers' Gumbel noise, overall score; own
 
     def __post_init__(self) -> None:
         _non_negative(self, "seed", "label_noise")
@@ -99,8 +99,8 @@ class SFTConfig:
     batch_size: int = 16  # demonstrations per step; paper: 32 (1.3B)
     lr: float = 5e-4  # peak, AdamW, cosine to 10 %; own (paper: 9.65e-6)
     dropout: float = 0.1  # residual dropout; paper: 0.2
-    max_prompt_tokens: int = 80  # longer prompts are an error; own
-    max_response_tokens: int = 40  # including EOS; own
+    max_prompt_tokens: int = 64  # longer prompts are an error; own
+    max_response_tokens: int = 48  # including EOS; own
     min_eos_rate: float = 0.95  # gate on validation prompts; own
     checkpoint_every: int = 50  # steps between checkpoints; own
 
@@ -121,7 +121,7 @@ class RankingConfig:
     k_high: int = 9  # K, to; paper: 9
     decoys: int = 1  # of the K, responses written to other prompts; own
     temperature: float = 1.0  # T of the sampler; paper
-    max_response_tokens: int = 40  # including EOS; own
+    max_response_tokens: int = 48  # including EOS; own
     batch_size: int = 256  # responses sampled at a time; own
 
     def __post_init__(self) -> None:
@@ -140,8 +140,8 @@ class RewardConfig:
     batch_size: int = 16  # prompts per step, all pairs of a prompt together; paper: 64
     lr: float = 1e-3  # peak, AdamW, cosine to 10 %; own (paper: 9e-6)
     weight_decay: float = 0.01  # own
-    max_prompt_tokens: int = 80  # longer prompts are an error; own
-    max_response_tokens: int = 40  # including EOS; own
+    max_prompt_tokens: int = 64  # longer prompts are an error; own
+    max_response_tokens: int = 48  # including EOS; own
     checkpoint_every: int = 100  # steps between checkpoints; own
 
     def __post_init__(self) -> None:
@@ -176,8 +176,8 @@ class PPOConfig:
     update_kl_stop: float = 0.0  # nats per token that end an update; 0 = never; Spinning Up
     missing_eos_score: float = -1.0  # score of a response without EOS (references are at 0); N+
     temperature: float = 1.0  # T, divides the logits of policy, old and reference alike; paper
-    max_prompt_tokens: int = 80  # longer prompts are an error; own
-    max_response_tokens: int = 40  # including EOS; own
+    max_prompt_tokens: int = 64  # longer prompts are an error; own
+    max_response_tokens: int = 48  # including EOS; own
     ptx_coef: float = 0.0  # gamma_ptx, weight of the pretraining loss of PPO-ptx; own (paper: 27.8)
     ptx_rows: int = 16  # rows of corpus text per minibatch; own
     ema_decay: float = 0.0  # of the averaged policy, per iteration; 0 = off; paper: 0.992
@@ -203,7 +203,7 @@ class EvaluationConfig:
 
     split: str = "test"  # which customers: "valid" while choosing settings, "test" to report
     samples: int = 2  # responses per prompt at T = 1; own
-    max_response_tokens: int = 40  # including EOS; own
+    max_response_tokens: int = 48  # including EOS; own
     batch_size: int = 256  # responses at a time; own
     bootstrap: int = 2_000  # resamples per interval; own
     confidence: float = 0.95  # of every interval; paper
