@@ -179,7 +179,7 @@ def save_checkpoint(directory: str | Path, tensors: dict[str, Tensor], meta: dic
     Args:
         directory: replaced as a whole if it exists; a crash leaves the old one in place.
         tensors: any names, dtypes and shapes; no two may share memory (`pack_state` sees to it).
-        meta: JSON; numbers come back bit for bit, tuples as lists.
+        meta: JSON; numbers (infinity and NaN too) come back bit for bit, tuples as lists.
 
     Raises:
         OutputError: if the folder cannot be written or is full.
@@ -187,9 +187,9 @@ def save_checkpoint(directory: str | Path, tensors: dict[str, Tensor], meta: dic
     with atomic_directory(directory) as folder:
         safetensors.torch.save_file(tensors, folder / "tensors.safetensors")
         meta = json.loads(json.dumps(meta))  # as it will be read: no tuples, text keys
-        write_json(folder / "checkpoint.json", {
-            "meta": meta, "meta_sha256": fingerprint(meta),
-            "tensors_sha256": file_sha256(folder / "tensors.safetensors")})
+        record = {"meta": meta, "meta_sha256": fingerprint(meta),
+                  "tensors_sha256": file_sha256(folder / "tensors.safetensors")}
+        atomic_write(folder / "checkpoint.json", json.dumps(record, sort_keys=True, indent=1) + "\n")
 
 
 def load_checkpoint(directory: str | Path) -> tuple[dict[str, Tensor], dict]:

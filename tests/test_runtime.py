@@ -340,7 +340,8 @@ def _saved(tmp_path: Path) -> Path:
     path = tmp_path / "checkpoint"
     save_checkpoint(path, {"w": torch.arange(6.0).view(2, 3), "step": torch.tensor(1.5),
                            "h": torch.tensor([1.5], dtype=torch.bfloat16)},
-                    {"step": 3, "lr": 0.1 + 0.2, "by": {2: 1, 10: 2}, "pair": (1, 2)})
+                    {"step": 3, "lr": 0.1 + 0.2, "by": {2: 1, 10: 2}, "pair": (1, 2),
+                     "best": math.inf})
     return path
 
 
@@ -348,7 +349,8 @@ def test_checkpoint_round_trip(tmp_path):
     tensors, meta = load_checkpoint(_saved(tmp_path))
     assert torch.equal(tensors["w"], torch.arange(6.0).view(2, 3))
     assert tensors["step"].shape == () and tensors["h"].dtype == torch.bfloat16
-    assert meta == {"step": 3, "lr": 0.1 + 0.2, "by": {"2": 1, "10": 2}, "pair": [1, 2]}
+    assert meta == {"step": 3, "lr": 0.1 + 0.2, "by": {"2": 1, "10": 2}, "pair": [1, 2],
+                    "best": math.inf}
 
 
 def _flip_byte(path):
