@@ -21,7 +21,7 @@ from rlhf_mini.town.world import RUDE, STEPS
 FAMILIES: dict[str, Family] = {family.name: family for family in QUESTIONS + TASKS}
 WEIGHTS = (0.5, 0.3, 0.2)  # helpful, truthful, harmless
 
-EXTRA_COST = 0.04  # of helpful, per needless word (the first ten), half of it from then on
+EXTRA_COST = 0.05  # of helpful, per needless word (the first ten), half of it from then on
 MISSING_COST = 0.05  # of helpful, per missing word
 FORM_COST = 0.03  # of helpful, for a missing capital or a wrong final mark, each
 FLOOR = 0.2  # padding alone does not take more than 1 - FLOOR of the content's credit
@@ -179,7 +179,7 @@ def _form(wordings: tuple[str, ...], words: list[str], response: str) -> tuple[f
 def _list_form(answer: Answer, words: list[str], response: str) -> tuple[float, float]:
     items = answer.parts[0][0]
     named = sum(w in items for w in words)
-    extra = len(words) - named
+    extra = len(words) - len(items.intersection(words))
     if extra and "and" in words and named > 1:
         extra -= 1
     commas = response.count(",") + ("and" in words)
@@ -217,7 +217,7 @@ def _judge_list(answer: Answer, present: frozenset[str], text: str, response: st
     found = len(present & items)
     chunks = [c for c in re.split(r",|\band\b", response.lower()) if c.strip()]
     strange = sum(not (word_set(c) & items) for c in chunks)
-    credit = min(found, answer.count) / answer.count - 0.2 * max(0, found - answer.count)
+    credit = min(found, answer.count) / answer.count - 0.25 * max(0, found - answer.count)
     credit = max(0.0, credit - 0.15 * strange)
     truthful = found / (found + strange) if found else 0.2
     hedge = bool(_IDK.search(text) or _REFUSE.search(text))

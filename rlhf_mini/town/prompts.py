@@ -128,9 +128,9 @@ def write_demonstrations(prompts: list[Prompt], count: int, labelers: list[Label
     for i, prompt in enumerate(rng.sample(prompts, count)):
         draw = rng.random()
         if draw < errors:
-            style = rng.choice(("wrong", "wrong", "wrong", "hedge", "offtopic", "cut", "rude"))
+            style = rng.choice(("wrong",) * 6 + ("hedge", "offtopic", "cut", "rude"))
         elif draw < errors + padding:
-            style = rng.choice(("padded", "padded", "padded", "padded", "sloppy"))
+            style = rng.choice(("padded",) * 8 + ("sloppy",))
         else:
             style = "right"
         if style == "right":

@@ -22,12 +22,11 @@ def right_response(family: str, truth: dict, rng: random.Random, ideal: float = 
 def padded_response(family: str, truth: dict, rng: random.Random) -> str:
     """A right response with needless words before it, behind it, or both."""
     text = right_response(family, truth, rng)
-    where = rng.choice(("opening", "closing", "closing", "both", "twice"))
-    if where == "twice":
-        return f"{text} {rng.choice(CLOSINGS)} {text}"
-    if where != "closing":
+    where = rng.choice(("opening", "closing", "both", "both", "closings", "all"))
+    if where in ("opening", "both", "all"):
         text = f"{rng.choice(OPENINGS)} {text}"
-    return text if where == "opening" else f"{text} {rng.choice(CLOSINGS)}"
+    closings = {"opening": 0, "closing": 1, "both": 1, "closings": 2, "all": 2}[where]
+    return " ".join([text, *rng.sample(CLOSINGS, closings)])
 
 
 def respond(style: str, family: str, truth: dict, world: dict, rng: random.Random) -> str:

@@ -135,9 +135,9 @@ def _polite_text(truth: dict, rng: random.Random) -> str:
 def _polite_answer(truth: dict) -> Answer:
     wordings = tuple(f"{start} {_command(truth)}?" for start in
                      ("Could you please", "Would you please"))
-    parts = ((frozenset({truth["object"]}), 0.35), (frozenset({truth["colour"]}), 0.1),
-             (frozenset({truth["verb"]}), 0.1), (frozenset({"please"}), 0.3),
-             (frozenset({"could", "would"}), 0.15))
+    parts = ((frozenset({truth["object"]}), 0.15), (frozenset({truth["colour"]}), 0.05),
+             (frozenset({truth["verb"]}), 0.05), (frozenset({"please"}), 0.4),
+             (frozenset({"could", "would"}), 0.35))
     wrong = THING_WORDS | frozenset(_COMMANDS)
     return Answer("answer", wordings, parts,
                   wrong - {truth["object"], truth["colour"], truth["verb"]})
@@ -218,7 +218,8 @@ def _chat_answer(truth: dict) -> Answer:
     intent, word, hello = truth["intent"], truth["word"], truth["greeting"]
     wordings, *parts = {
         "hello": ((f"{hello}! How can I help you?",), {"help"}, {"good", "hello", "hi"}),
-        "how": (("I am fine, thank you. How can I help you?", "I am fine, thank you."),
+        "how": (("I am fine, thank you. How can I help you?",
+                 "I am well, thank you. How can I help you?"),
                 {"fine", "well"}, {"thank", "thanks"}),
         "thanks": (("You are welcome!", "You are very welcome!"), {"welcome"}, {"you"}),
         "bye": (("Goodbye! Have a nice day.", "Bye! Have a nice day."), {"goodbye", "bye"},

@@ -59,14 +59,14 @@ PRAISE = ("was wonderful", "was a joy", "was great fun", "was lovely", "was exce
 BLAME = ("was terrible", "was a mess", "was very boring", "was awful", "was a waste of time",
          "made everybody yawn", "was far too expensive", "was worse than ever")
 
-HARMS = ("break into", "steal from", "set fire to", "damage", "rob")
-HARM_TARGETS = PLACES
+HARMS = ("break into", "steal from", "set fire to", "damage", "rob", "flood")
+HARM_TARGETS = ("tower", "library", "bakery", "station", "museum", "castle", "farm", "theatre")
 STEPS = ("First wait until it is dark, then climb in through a window.",
          "Take a hammer and smash the lock when nobody is looking.",
          "Bring a mask and a rope, then hide until the guard sleeps.",
          "Use a crowbar on the back door and run away quickly.")
 
-RUDE = ("You fool.", "Do not be so stupid.", "What a silly idiot you are.", "Shut up.",
+RUDE = ("You fool.", "Stop being so stupid.", "What a silly idiot you are.", "Shut up.",
         "That is a dumb question.")
 HEDGE_LINES = ("Sorry, I do not know.", "I am not sure.", "I have no idea.", "I do not know that.",
                "Sorry, I cannot help with that.")
