@@ -107,7 +107,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         OutputError: if the place cannot be written or is full.
     """
     path = Path(path)
-    partial, ready = (path.with_name(f".{path.name}.{word}") for word in ("partial", "ready"))
+    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         recover_directory(path)
@@ -116,16 +116,22 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise output_error(path.parent, error) from error
     try:
         yield partial
-        for item in [*partial.rglob("*"), partial]:
-            _sync(item)
-        partial.rename(ready)
-        recover_directory(path)
+        replace_directory(partial, path)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         full = isinstance(error, OSError) and error.errno in _FULL
         if full or (isinstance(error, SafetensorError) and "os error" in str(error)):
             raise output_error(path.parent, error) from error
         raise
+
+
+def replace_directory(complete: Path, path: str | Path) -> None:
+    """Move a complete folder, which lies beside `path`, into the place of `path`."""
+    path = Path(path)
+    for item in [*complete.rglob("*"), complete]:
+        _sync(item)
+    complete.rename(path.with_name(f".{path.name}.ready"))
+    recover_directory(path)
 
 
 def recover_directory(path: str | Path) -> bool:
@@ -183,7 +189,8 @@ def save_checkpoint(directory: str | Path, tensors: dict[str, Tensor], meta: dic
 
     Raises:
         OutputError: if the folder cannot be written or is full.
-    """
+        text = json.dumps(record, sort_keys=True, indent=1)
+        atomic_write(folder / "checkpoint.json", text + "\n")
     with atomic_directory(directory) as folder:
         safetensors.torch.save_file(tensors, folder / "tensors.safetensors")
         meta = json.loads(json.dumps(meta))  # as it will be read: no tuples, text keys
