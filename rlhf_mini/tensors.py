@@ -40,6 +40,7 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         A scalar; 0 where fewer than two entries are selected.
     """
+    x = torch.where(mask, x, 0)  # a gradient through (inf - mean)**2 would be nan
     return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
 
@@ -57,6 +58,7 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
     Source: Huang et al. 2024 (arXiv 2403.17031), detail 18.
     """
+    x = torch.where(mask, x, 0)
     mean = masked_mean(x, mask)
     whitened = (x - mean) * torch.rsqrt(masked_var(x, mask) + 1e-8)
     if not shift_mean:
