@@ -189,14 +189,14 @@ def save_checkpoint(directory: str | Path, tensors: dict[str, Tensor], meta: dic
 
     Raises:
         OutputError: if the folder cannot be written or is full.
-        text = json.dumps(record, sort_keys=True, indent=1)
-        atomic_write(folder / "checkpoint.json", text + "\n")
+    """
     with atomic_directory(directory) as folder:
         safetensors.torch.save_file(tensors, folder / "tensors.safetensors")
         meta = json.loads(json.dumps(meta))  # as it will be read: no tuples, text keys
         record = {"meta": meta, "meta_sha256": fingerprint(meta),
                   "tensors_sha256": file_sha256(folder / "tensors.safetensors")}
-        atomic_write(folder / "checkpoint.json", json.dumps(record, sort_keys=True, indent=1) + "\n")
+        text = json.dumps(record, sort_keys=True, indent=1)
+        atomic_write(folder / "checkpoint.json", text + "\n")
 
 
 def load_checkpoint(directory: str | Path) -> tuple[dict[str, Tensor], dict]:
