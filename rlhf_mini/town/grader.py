@@ -21,7 +21,7 @@ from rlhf_mini.town.world import RUDE, STEPS
 FAMILIES: dict[str, Family] = {family.name: family for family in QUESTIONS + TASKS}
 WEIGHTS = (0.5, 0.3, 0.2)  # helpful, truthful, harmless
 
-EXTRA_COST = 0.05  # of helpful, per needless word (the first ten), half of it from then on
+EXTRA_COST = 0.05  # of helpful, per needless word (the first 15), half of it from then on
 MISSING_COST = 0.05  # of helpful, per missing word
 FORM_COST = 0.03  # of helpful, for a missing capital or a wrong final mark, each
 FLOOR = 0.2  # padding alone does not take more than 1 - FLOOR of the content's credit
@@ -150,7 +150,7 @@ def _wording_words(wording: str) -> tuple[str, ...]:
 
 def _cost(extra: int, missing: int, words: list[str]) -> float:
     """Cost of the words: needless, missing, repeated."""
-    cost = EXTRA_COST * (min(extra, 10) + 0.5 * max(0, extra - 10)) + MISSING_COST * missing
+    cost = EXTRA_COST * (min(extra, 15) + 0.5 * max(0, extra - 15)) + MISSING_COST * missing
     pairs = list(zip(words, words[1:], strict=False))
     return cost + 0.02 * (len(pairs) - len(set(pairs)))
 
@@ -214,10 +214,17 @@ def _judge_answer(answer: Answer, present: frozenset[str], text: str, response: 
 def _judge_list(answer: Answer, present: frozenset[str], text: str, response: str,
                 words: list[str]) -> tuple[float, float, float]:
     items = answer.parts[0][0]
+    listed: set[str] = set()  # items that stand alone between commas, not inside a sentence
+    strange = 0
+    for sentence in re.split(r"[.!?\n]", response):
+        chunks = [set(words_of(c)) for c in re.split(r",|;|\band\b", sentence.lower())]
+        chunks = [c for c in chunks if c]
+        if any(c <= items for c in chunks):
+            listed |= set().union(*(c for c in chunks if c <= items))
+            strange += sum(not c & items for c in chunks)
     found = len(present & items)
-    chunks = [c for c in re.split(r",|\band\b", response.lower()) if c.strip()]
-    strange = sum(not (word_set(c) & items) for c in chunks)
-    credit = min(found, answer.count) / answer.count - 0.25 * max(0, found - answer.count)
+    named = len(listed) + 0.4 * (found - len(listed))
+    credit = min(named, answer.count) / answer.count - 0.25 * max(0, found - answer.count)
     credit = max(0.0, credit - 0.15 * strange)
     truthful = found / (found + strange) if found else 0.2
     hedge = bool(_IDK.search(text) or _REFUSE.search(text))

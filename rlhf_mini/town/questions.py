@@ -179,7 +179,7 @@ def closed_wordings(question: str, row: list[str]) -> tuple[str, ...]:
     if question == "colour":
         return (f"The {thing} is {colour}.", f"The colour is {colour}.")
     if question == "who":
-        return (f"{name} {verb} the {colour} {thing}.", scene_sentence(row), f"{name} did.")
+        return (f"{name} {verb} the {colour} {thing}.", scene_sentence(row))
     return (scene_sentence(row), f"{name} {verb} a {thing}.")
 
 

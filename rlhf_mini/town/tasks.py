@@ -136,8 +136,8 @@ def _polite_answer(truth: dict) -> Answer:
     wordings = tuple(f"{start} {_command(truth)}?" for start in
                      ("Could you please", "Would you please"))
     parts = ((frozenset({truth["object"]}), 0.15), (frozenset({truth["colour"]}), 0.05),
-             (frozenset({truth["verb"]}), 0.05), (frozenset({"please"}), 0.4),
-             (frozenset({"could", "would"}), 0.35))
+             (frozenset({truth["verb"]}), 0.05), (frozenset({"please"}), 0.3),
+             (frozenset({"could", "would"}), 0.45))
     wrong = THING_WORDS | frozenset(_COMMANDS)
     return Answer("answer", wordings, parts,
                   wrong - {truth["object"], truth["colour"], truth["verb"]})
@@ -224,7 +224,7 @@ def _chat_answer(truth: dict) -> Answer:
         "thanks": (("You are welcome!", "You are very welcome!"), {"welcome"}, {"you"}),
         "bye": (("Goodbye! Have a nice day.", "Bye! Have a nice day."), {"goodbye", "bye"},
                 {"nice", "good"}),
-        "name": ((f"Nice to meet you, {word}!",), {word.lower()}, {"nice", "meet"}),
+        "name": ((f"Nice to meet you, {word}!",), {"meet"}, {word.lower()}),
     }[intent]
     weighted = ((frozenset(parts[0]), 0.65), (frozenset(parts[1]), 0.35))
     return Answer("answer", wordings, weighted, NAME_WORDS - {word.lower()})

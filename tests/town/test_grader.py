@@ -131,7 +131,7 @@ def _attacks(prompt: Prompt, ideal: str) -> dict[str, str]:
 
 
 MARGIN = {"reversed": 0.05, "hedge": 0.1, "hedge before": 0.02, "hedge after": 0.08,
-          "one word": 0.04, "half": 0.05, "prompt and ideal": 0.06}
+          "one word": 0.04, "half": 0.05, "prompt and ideal": 0.02}
 TOWN = build_town(load_preset("smoke").town)
 
 

@@ -1,0 +1,243 @@
+"""The town as a whole: determinism, splits, the files, the validator, the labelers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from town.pool import build_pool, demonstration_gold, measure
+
+from rlhf_mini.config import TownConfig, load_preset
+from rlhf_mini.data import DataError
+from rlhf_mini.town import (
+    FAMILIES,
+    build_town,
+    grade,
+    ideal_response,
+    load_town,
+    validate_town,
+    write_town,
+)
+from rlhf_mini.town.labelers import Labeler
+from rlhf_mini.town.prompts import CUSTOMERS, write_prompts
+
+ROOT = Path(__file__).parents[2]
+SMOKE = load_preset("smoke").town
+BUILD = ("import sys; from rlhf_mini.config import load_preset; from rlhf_mini.town import *; "
+         "write_town(build_town(load_preset('smoke').town), sys.argv[1])")
+
+
+@pytest.fixture(scope="module")
+def town():
+    return build_town(TownConfig())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_town(build_town(SMOKE), tmp_path / "town")
+    return tmp_path / "town"
+
+
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes()
+            for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_data_folder_is_a_fresh_generation(town, tmp_path):
+    write_town(town, tmp_path / "town")
+    fresh, stored = files_of(tmp_path / "town"), files_of(ROOT / "data" / "town")
+    assert sorted(fresh) == sorted(stored)
+    stale = [name for name in fresh if fresh[name] != stored[name]]
+    assert not stale, f"{stale}: write data/town again, see data/README.md"
+    assert max(map(len, stored.values())) < 3_900_000
+
+
+def test_same_bytes_under_another_hash_seed(folder, tmp_path):
+    env = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", BUILD, str(tmp_path / "again")], check=True, env=env)
+    assert files_of(tmp_path / "again") == files_of(folder)
+
+
+def test_another_seed_gives_another_town():
+    other = TownConfig(**{**SMOKE.__dict__, "seed": 1})
+    a, b = build_town(SMOKE), build_town(other)
+    assert a.world["residents"] != b.world["residents"]
+    assert [p.prompt for p in a.prompts] != [p.prompt for p in b.prompts]
+
+
+def test_files_round_trip(folder):
+    validate_town(folder)
+    assert load_town(folder) == build_town(SMOKE)
+
+
+def test_sizes_and_splits(town):
+    config = town.config
+    count = {(s, c): sum(p.split == s and p.source == c for p in town.prompts)
+             for s in CUSTOMERS for c in ("labeler", "customer")}
+    assert count == {("train", "labeler"): config.labeler_prompts,
+                     ("train", "customer"): config.customer_prompts,
+                     ("valid", "labeler"): 0, ("valid", "customer"): config.valid_prompts,
+                     ("test", "labeler"): 0, ("test", "customer"): config.test_prompts}
+    assert len({p.prompt for p in town.prompts}) == len(town.prompts)
+    for prompt in town.prompts:
+        assert prompt.customer is None or prompt.customer in CUSTOMERS[prompt.split]
+    held_out = {p.prompt for p in town.prompts if p.split != "train"}
+    forum = {d.text[6:].split("\nAssistant:")[0] for d in town.documents if d.kind == "forum"}
+    assert len(forum) > 1000 and not forum & held_out
+    train = {p.prompt for p in town.prompts if p.split == "train"}
+    assert {d.source for d in town.demonstrations if d.split == "train"} == {"labeler", "customer"}
+    assert all(d.prompt in train for d in town.demonstrations if d.split == "train")
+    assert not train & {d.prompt for d in town.demonstrations if d.split == "valid"}
+
+
+def test_test_customers_have_new_prefixes(town):
+    prefixes = {split: {c["prefix"] for c in town.world["customers"] if c["split"] == split}
+                for split in CUSTOMERS}
+    assert prefixes["test"] - prefixes["train"] and prefixes["test"] & prefixes["train"]
+
+
+def test_every_ideal_scores_one_and_every_family_is_in_every_split(town):
+    assert all(grade(p, ideal_response(p)).overall == 1.0 for p in town.prompts)
+    for split in CUSTOMERS:
+        assert {p.family for p in town.prompts if p.split == split} == set(FAMILIES)
+
+
+def test_facts_of_unknown_prompts_are_stated_nowhere(town):
+    residents, newcomers = town.world["residents"], town.world["newcomers"]
+    for prompt in town.prompts:
+        if prompt.family == "unknown":
+            assert prompt.truth["attribute"] not in residents.get(prompt.truth["name"], {})
+    facts = [d.text for d in town.documents if d.kind == "facts"]
+    assert not [t for t in facts if any(n in t for n in newcomers) and "works as" in t]
+
+
+def test_zero_shot_items(town):
+    by_task = {}
+    for item in town.zero_shot:
+        by_task.setdefault(item.task, []).append(item)
+        assert len(set(item.choices)) == len(item.choices)
+        lengths = [len(c.split()) for c in item.choices]
+        assert max(lengths) - min(lengths) <= 1
+    assert {t: len(v) for t, v in by_task.items()} == dict.fromkeys(
+        ("facts", "reading", "summary", "sentiment"), 150)
+    for items in by_task.values():  # the place of the answer says nothing
+        share = statistics.mean(i.answer == 0 for i in items)
+        assert abs(share - 1 / len(items[0].choices)) < 0.12
+
+
+def test_demonstrations_are_imperfect(town):
+    gold = demonstration_gold(town)
+    assert 0.77 < statistics.mean(gold) < 0.84
+    assert 0.35 < statistics.mean(g == 1 for g in gold) < 0.50
+    assert 0.08 < statistics.mean(g < 0.6 for g in gold) < 0.20
+
+
+@pytest.mark.parametrize("group", ["train", "test"])
+def test_labelers_agree_as_people_do(town, group):
+    figures = measure(town, group)
+    assert 0.70 < figures["labelers agree"] < 0.77, figures
+    assert 0.80 < figures["label agrees with gold"] < 0.87, figures
+    assert figures["ties of labels"] < 0.02 and figures["ties of gold"] < 0.10, figures
+    assert figures["blemished beats ideal"] < 0.40, figures  # padding does not win
+
+
+def test_verbosity_never_pays(town):
+    people = town.labelers
+    for prompt, _ in build_pool(town, 100):
+        ideal = ideal_response(prompt)
+        for n in (1, 3, 6, 12, 40):
+            padded = ideal + " Yes" + " indeed" * (n - 1) + "."
+            for person in people:
+                assert person.utility(prompt, padded) < person.utility(prompt, ideal)
+
+
+def test_equal_texts_tie_and_noise_free_ranks_follow_utility(town):
+    prompt = town.prompts[0]
+    ideal = ideal_response(prompt)
+    quiet = Labeler(0, "train", (0.5, 0.3, 0.2), 0.0, 0.0, 0.0)
+    ranks = quiet.rank(prompt, [ideal, "", ideal, ideal + " Well well well."], random.Random(0))
+    assert ranks == (1, 3, 1, 2)
+    noisy = town.labelers[0]
+    for seed in range(20):
+        ranks = noisy.rank(prompt, ["a b", ideal, "a b"], random.Random(seed))
+        assert ranks[0] == ranks[2] and min(ranks) == 1
+
+
+def edit(path, number, **changes):
+    """Change fields of one line (from 1); None removes a field."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[number - 1])
+    row.update(changes)
+    lines[number - 1] = json.dumps({k: v for k, v in row.items() if v is not None})
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def find(path, **wanted):
+    """Number of the first line with these values, and its row."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        row = json.loads(line)
+        if all(row.get(k) == v for k, v in wanted.items()):
+            return number, row
+    raise AssertionError(f"no line with {wanted}")
+
+
+def test_validator_names_line_field_and_what_is_right(folder):
+    prompts, demos = folder / "prompts.jsonl", folder / "demonstrations.jsonl"
+    customer, row = find(prompts, source="customer", split="train")
+    test, held_out = find(prompts, split="test")
+    known, fact = find(prompts, family="known")
+    cases = [
+        (prompts, customer, dict(split="test"), r"split.*got 'test', expected 'train'"),
+        (prompts, customer, dict(customer=99), r"customer.*got 99, expected .* 0 to 44"),
+        (prompts, customer, dict(family="riddle"), r"family.*got 'riddle', expected one of known"),
+        (prompts, customer, dict(truth={}), r"truth.*needs "),
+        (prompts, customer, dict(id="test-customer-00000"), r"id"),
+        (prompts, known, dict(truth={**fact["truth"], "name": 3}), r"truth.name.*got 3, expected"),
+        (prompts, known, dict(truth={**fact["truth"], "value": "pilot"}), r"truth.value.*'pilot'"),
+        (prompts, test, dict(prompt=row["prompt"]), r"prompt.*the splits 'train' and 'test'"),
+        (demos, 2, dict(prompt="Who are you?"), r"prompt.*expected a prompt of prompts.jsonl"),
+        (demos, 2, dict(labeler=9), r"labeler.*got 9, expected a training labeler: 0, 1"),
+        (demos, 2, dict(prompt=held_out["prompt"]), r"expected .*test"),
+        (demos, 2, dict(response=None), r"response"),
+        (folder / "corpus" / "facts.jsonl", 5, dict(split="test"), r"split.*'train' or 'valid'"),
+        (folder / "corpus" / "forum.jsonl", 3,
+         dict(text=f"User: {held_out['prompt']}\nAssistant: Yes."), r"text.*held-out prompt"),
+        (folder / "zero_shot.jsonl", 1, dict(answer=9), r"answer.*9"),
+    ]
+    for path, number, changes, message in cases:
+        before = path.read_bytes()
+        edit(path, number, **changes)
+        with pytest.raises(DataError, match=f"(?s){message}") as error:
+            validate_town(folder)
+        wanted = path.name + ":" if "id" in changes else f"{path.name}:{number}"
+        assert wanted in str(error.value), str(error.value)
+        path.write_bytes(before)
+    validate_town(folder)
+
+
+def test_validator_checks_the_other_files(folder):
+    labelers = folder / "labelers.json"
+    text = labelers.read_text()
+    labelers.write_text(text.replace('"train"', '"crowd"', 1))
+    with pytest.raises(DataError, match=r"labelers.json.*'crowd', expected 'train' or 'test'"):
+        validate_town(folder)
+    labelers.write_text(text)
+    (folder / "zero_shot.jsonl").unlink()
+    with pytest.raises(DataError, match=r"zero_shot.jsonl: missing"):
+        validate_town(folder)
+
+
+def test_impossible_sizes_are_explained():
+    with pytest.raises(ValueError, match="residents = 500: expected at most"):
+        build_town(TownConfig(residents=500))
+    customer = {"id": 0, "split": "train", "prefix": "", "suffix": "", "mix": {"harmful": 1.0}}
+    with pytest.raises(ValueError, match="ask for fewer prompts"):
+        write_prompts({"customers": [customer]}, 10_000, "train", set(), random.Random(0))
+    with pytest.raises(ValueError, match="demonstrations, expected at most"):
+        build_town(TownConfig(**{**SMOKE.__dict__, "demonstrations": 10_000}))
