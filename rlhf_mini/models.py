@@ -39,8 +39,8 @@ def compute_position_ids(attention_mask: Tensor) -> Tensor:
     Returns:
         (B, L) int.
     """
-    mask = attention_mask.long()
-    return mask.cumsum(-1) - mask
+    # Padding behind the last token repeats its position: one more could lie outside the context.
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
