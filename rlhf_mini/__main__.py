@@ -1,0 +1,229 @@
+"""The command line: `rlhf-mini COMMAND`, the same as `python -m rlhf_mini COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+import rlhf_mini
+from rlhf_mini.config import PRESETS, load_preset, override
+
+STAGES_OF = {"town": ["town"], "pretrain": ["base"], "sft": ["sft"], "rank": ["rankings"],
+             "reward": ["reward"], "ppo": ["ppo", "ppo_ptx"], "evaluate": ["evaluation"],
+             "run": ["evaluation"]}
+
+EXAMPLES = """examples:
+  rlhf-mini run --preset smoke --out runs/smoke         the whole chain in seconds
+  rlhf-mini run --out runs/cpu                          the whole chain in minutes
+  rlhf-mini run --out runs/cpu --resume                 go on after a stop
+  rlhf-mini ppo --out runs/cpu --set kl_coef=0.02       another PPO; earlier stages are kept
+  rlhf-mini reward --out runs/hh --model gpt2 --rankings pairs.jsonl.gz
+  rlhf-mini chat --out runs/cpu base sft ppo            three models side by side
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="rlhf-mini", description="InstructGPT's recipe: SFT, reward model, PPO, evaluation.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=rlhf_mini.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    helps = {"run": "all stages and the report", "town": "build the town's files",
+             "pretrain": "the base model", "sft": "fine-tune on demonstrations",
+             "rank": "collect rankings", "reward": "train the reward model",
+             "ppo": "optimise the policy", "evaluate": "judge all policies, write the report"}
+    for name, text in helps.items():
+        command = commands.add_parser(
+            name, help=text, description=f"rlhf-mini {name}: {text}. Stages before it run as far "
+            "as they are not done.", epilog=EXAMPLES if name == "run" else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        _add_run_options(command)
+        if name == "town":
+            command.add_argument("--check", metavar="FOLDER",
+                                 help="only check the files of a town in FOLDER")
+            command.add_argument("--write", metavar="FOLDER",
+                                 help="only write the town's files to FOLDER")
+    report = commands.add_parser("report", help="write the report of a run again")
+    report.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder of the run")
+    _add_chat_options(commands.add_parser(
+        "chat", help="talk to models, several side by side",
+        description="Talk to models. Reads one prompt per line; an empty line or Ctrl-D ends.",
+        epilog="example: rlhf-mini chat --out runs/cpu sft ppo"))
+    return parser
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/PRESET)")
+    add("--preset", default="cpu", metavar="NAME", help=f"{', '.join(PRESETS)} (default: cpu)")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", dest="assignments",
+        help="change a setting, e.g. ppo.kl_coef=0; may be repeated")
+    add("--seed", type=int, default=0, help="of everything but the town (default: 0); the town's "
+        "own is --set town.seed=N")
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--rounds", type=int, default=1, metavar="N",
+        help="how often rankings, reward model and PPO are made (default: 1)")
+    add("--resume", action="store_true", help="go on from the checkpoint of a stopped stage")
+    add("--force", action="store_true",
+        help="run the stage (with `run`: all stages) even if nothing changed")
+    add("--model", metavar="NAME_OR_PATH", help="a GPT-2 style checkpoint instead of pretraining")
+    for kind in ("demonstrations", "rankings", "prompts"):
+        add(f"--{kind}", metavar="SOURCE",
+            help=f"your own {kind}: a .jsonl or .jsonl.gz file, a folder, or a hub dataset")
+
+
+def _add_chat_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder, or stage of the run in --out")
+    add("--out", metavar="DIR", type=Path, help="folder of a run")
+    add("--temperature", type=float, default=1.0, help="of the sampler (default: 1)")
+    add("--greedy", action="store_true", help="always take the likeliest token")
+    add("--max-response-tokens", type=int, default=40, metavar="N", help="default: 40")
+    add("--seed", type=int, default=0, help="of the samples")
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0, or 2 after an error that was explained, or 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = build_parser().parse_args(arguments)
+    try:
+        if args.command == "chat":
+            return _chat(args)
+        if args.command == "report":
+            _quiet()
+            from rlhf_mini.pipeline import report_run
+            report_run(args.out)
+            return 0
+        return _run(args, shlex.join(["rlhf-mini", *arguments]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        _say_stopped(arguments)
+        return 130
+
+
+def _quiet() -> None:
+    """Silence what is of no use to a user; must come before transformers is used."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.showwarning = lambda message, category, *rest, **more: print(
+        f"warning: {message}", file=sys.stderr)
+
+
+def _run(args: argparse.Namespace, command: str) -> int:
+    config = override(load_preset(args.preset), args.assignments)
+    if args.rounds < 1:
+        raise ValueError(f"--rounds {args.rounds}: expected at least 1")
+    if args.command == "town" and (args.check or args.write):
+        return _town_files(args, config)
+    _quiet()
+    from rlhf_mini.pipeline import plan_stages, report_run, run_stages
+    from rlhf_mini.runtime import resolve_device
+    from rlhf_mini.workspace import Run, in_round
+
+    sources = {name: getattr(args, name) for name in ("model", "demonstrations", "rankings",
+                                                      "prompts") if getattr(args, name)}
+    run = Run(args.out or Path("runs") / args.preset, config, args.seed,
+              resolve_device(args.device), args.rounds, sources)
+    names = [stage.name for stage in plan_stages(run)]
+    last = {in_round(name, args.rounds) for name in ("rankings", "reward", "ppo")}
+    targets = [in_round(name, args.rounds) if in_round(name, args.rounds) in last else name
+               for name in STAGES_OF[args.command]]
+    targets = [name for name in targets if name in names]
+    force = (names if args.command == "run" else targets) if args.force else []
+    run_stages(run, targets, command, args.resume, tuple(force))
+    if "evaluation" in targets:
+        report_run(run.directory)
+    return 0
+
+
+def _town_files(args: argparse.Namespace, config) -> int:
+    from rlhf_mini.town import build_town, validate_town, write_town
+
+    if args.write:
+        write_town(build_town(config.town), args.write)
+        print(f"wrote the town's files to {args.write}")
+    if args.check:
+        validate_town(args.check)
+        print(f"{args.check}: the town's files are sound")
+    return 0
+
+
+def _say_stopped(arguments: list[str]) -> None:
+    again = [*arguments] if "--resume" in arguments else [*arguments, "--resume"]
+    print("\nstopped; finished stages and the last checkpoint are kept. Go on with: "
+          f"{shlex.join(['rlhf-mini', *again])}", file=sys.stderr)
+
+
+# ---- chat --------------------------------------------------------------------------------------
+
+
+def _chat(args: argparse.Namespace) -> int:
+    _quiet()
+    from rlhf_mini.models import load_policy
+    from rlhf_mini.runtime import make_generator, resolve_device
+
+    device = resolve_device(args.device)
+    folders = [_find_checkpoint(name, args.out) for name in args.checkpoints]
+    models = {name: load_policy(folder, device)
+              for name, folder in zip(args.checkpoints, folders, strict=True)}
+    generator = make_generator(args.seed, "chat", device=device)
+    width = max(map(len, models))
+    while prompt := _read_prompt():
+        for name, (policy, tokenizer) in models.items():
+            print(f"{name:>{width}}: {_answer(policy, tokenizer, prompt, args, generator)}",
+                  flush=True)
+    return 0
+
+
+def _read_prompt() -> str:
+    terminal = sys.stdin.isatty()
+    try:
+        prompt = input("you> " if terminal else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
+    if not terminal and prompt:
+        print(f"you> {prompt}")
+    return prompt
+
+
+def _answer(policy, tokenizer, prompt: str, args: argparse.Namespace, generator) -> str:
+    from rlhf_mini.generation import sample_responses
+
+    try:
+        response = sample_responses(
+            policy, tokenizer, [prompt], max_response_tokens=args.max_response_tokens,
+            batch_size=1, temperature=0.0 if args.greedy else args.temperature,
+            generator=generator)[0]
+    except ValueError as error:
+        return f"({error})"
+    return response.text + ("" if response.finished else " ...")
+
+
+def _find_checkpoint(name: str, out: Path | None) -> Path:
+    for folder in ([out / name] if out else []) + [Path(name)]:
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    known = sorted(p.parent.name for p in out.glob("*/model.safetensors")) if out else []
+    raise ValueError(f"{name}: no checkpoint there"
+                     + (f"; {out} has {', '.join(known) or 'none'}" if out else
+                        "; give a folder with config.json and model.safetensors, or --out DIR and "
+                        "the name of a stage"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""The stages joined: what runs, what is kept, what goes on where it stopped, and the report.
+
+Each stage works in `DIR/.NAME.work` and is moved to `DIR/NAME` when it is complete, so a finished
+stage is there until its replacement is. `stage.json` holds the settings that the result depends on
+(its own and those of all stages before it); as long as they are the same, a stage is not run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import rlhf_mini
+from rlhf_mini.config import RunConfig
+from rlhf_mini.files import output_error
+from rlhf_mini.runtime import (
+    fingerprint,
+    read_json,
+    recover_directory,
+    replace_directory,
+    write_json,
+)
+from rlhf_mini.stages import (
+    run_base,
+    run_evaluation,
+    run_ppo,
+    run_rankings,
+    run_reward,
+    run_sft,
+    run_town,
+)
+from rlhf_mini.workspace import Run, in_round
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the plan.
+
+    Attributes:
+        name: of the stage and its folder.
+        inputs: the stages it reads.
+        settings: what its result depends on besides them.
+        run: fills the folder it is given and returns one line about the result.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    settings: dict[str, object] = field(hash=False)
+    run: Callable[[Run, Path], str]
+
+
+def plan_stages(run: Run) -> list[Stage]:
+    """List all stages of a run in their order.
+
+    Args:
+        run: config, seed, rounds and the user's own data decide.
+    """
+    def parts(*names: str, without: tuple[str, ...] = ()) -> dict[str, object]:
+        return {"seed": run.seed} | {
+            f"{name}.{key}": value for name in names
+            for key, value in dataclasses.asdict(getattr(run.config, name)).items()
+            if key not in ("checkpoint_every", *without)}
+
+    def source(name: str) -> dict[str, object]:
+        given = run.sources.get(name)
+        path = Path(given).expanduser() if given else None
+        return {name: fingerprint(path) if path and path.exists() else given} if given else {}
+
+    town = {k: v for k, v in parts("town").items() if k != "seed"}
+    base = source("model") or parts("pretrain")
+    stages = [Stage("town", (), town, run_town), Stage("base", ("town",), base, run_base),
+              Stage("sft", ("base",), parts("sft") | source("demonstrations"), run_sft)]
+    models, pairs, start = ["base", "sft"], [("sft", "base")], "sft"
+    for number in range(1, run.rounds + 1):
+        rankings, reward, ppo = (in_round(n, number) for n in ("rankings", "reward", "ppo"))
+        given = source("rankings") if number == 1 else {}
+        earlier = [in_round(n, number - 1) for n in ("rankings", "reward")] if number > 1 else []
+        stages += [
+            Stage(rankings, ("town",) if given else (start,), parts("ranking") | given,
+                  partial(run_rankings, start=start, number=number)),
+            Stage(reward, ("sft", rankings, *earlier), parts("reward"),
+                  partial(run_reward, number=number)),
+            Stage(ppo, (start, reward),
+                  parts("ppo", without=("ptx_coef", "ptx_rows")) | source("prompts"),
+                  partial(run_ppo, start=start, number=number))]
+        models, pairs = [*models, ppo], [*pairs, (ppo, "sft")]
+        if number > 1:
+            pairs.append((ppo, start))
+        elif run.config.ppo.ptx_coef > 0:
+            rows = {"pretrain.row_tokens": run.config.pretrain.row_tokens}
+            stages.append(Stage("ppo_ptx", (start, reward), parts("ppo") | rows | source("prompts"),
+                                partial(run_ppo, start=start, number=number, ptx=True)))
+            models, pairs = [*models, "ppo_ptx"], [*pairs, ("ppo_ptx", "sft")]
+        start = ppo
+    stages.append(Stage("evaluation", (*models, "reward"),
+                        parts("evaluation") | source("prompts") | {"models": models},
+                        partial(run_evaluation, models=models, pairs=pairs)))
+    return stages
+
+
+def select_stages(stages: list[Stage], targets: list[str]) -> list[Stage]:
+    """Return the target stages and all that they need, in order."""
+    by_name, wanted, open_names = {s.name: s for s in stages}, set(), list(targets)
+    while open_names:
+        name = open_names.pop()
+        wanted.add(name)
+        open_names += by_name[name].inputs
+    return [s for s in stages if s.name in wanted]
+
+
+def settings_of(stage: Stage, stages: list[Stage]) -> dict[str, object]:
+    """Return all settings that a stage's result depends on, those of earlier stages included."""
+    settings: dict[str, object] = {"version": rlhf_mini.__version__}
+    for needed in select_stages(stages, [stage.name]):
+        settings |= needed.settings
+    return settings
+
+
+def run_stages(
+    run: Run, targets: list[str], command: str = "", resume: bool = False,
+    force: tuple[str, ...] = (),
+) -> None:
+    """Run the target stages, and those before them as far as they are not done.
+
+    Args:
+        run: settings and folder.
+        targets: names of stages.
+        command: how the run was started, for the record.
+        resume: go on from the checkpoint of a stage that was stopped.
+        force: stages to run even if nothing changed.
+
+    Raises:
+        ValueError: if a stopped stage was started with other settings, or the folder cannot be
+            written.
+    """
+    try:
+        run.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(run.directory, error) from error
+    stages = plan_stages(run)
+    plan = select_stages(stages, targets)
+    started = {stage.name: _begun(run, stage, settings_of(stage, stages)) for stage in plan}
+    if resume:
+        _refuse_other_settings(run, started)
+    for number, stage in enumerate(plan, start=1):
+        run.label = f"[{number}/{len(plan)}] {stage.name}"
+        settings = settings_of(stage, stages)
+        mark = fingerprint(stage.name, settings)
+        if stage.name not in force and finished_stage(run.directory / stage.name) == mark:
+            run.say("unchanged, not run again")
+            continue
+        _run_stage(run, stage, settings, mark, command, resume)
+
+
+def finished_stage(folder: Path) -> str | None:
+    """Return the fingerprint of a finished stage, or None if the folder holds none."""
+    if not recover_directory(folder) or not (folder / "stage.json").exists():
+        return None
+    state = read_json(folder / "stage.json")
+    return state["fingerprint"] if state.get("finished") else None
+
+
+def work_folder(run: Run, stage: Stage) -> Path:
+    """Return the folder in which an unfinished stage works."""
+    return run.directory / f".{stage.name}.work"
+
+
+def _begun(run: Run, stage: Stage, settings: dict[str, object]) -> dict[str, tuple]:
+    """Return {setting: (value when the stopped stage was begun, value now)} where they differ."""
+    path = work_folder(run, stage) / "stage.json"
+    if not path.exists():
+        return {}
+    old = read_json(path)["settings"]
+    return {name: (old.get(name), settings.get(name)) for name in sorted({*old, *settings})
+            if old.get(name) != settings.get(name)}
+
+
+def _refuse_other_settings(run: Run, started: dict[str, dict[str, tuple]]) -> None:
+    for name, changes in started.items():
+        if changes:
+            fields = "; ".join(f"{key} was {old!r}, is {new!r}"
+                               for key, (old, new) in changes.items())
+            raise ValueError(f"--resume: {name} in {run.directory} was begun with other settings: "
+                             f"{fields}. Give the same settings, or leave --resume out to start "
+                             f"{name} again")
+
+
+def _run_stage(run: Run, stage: Stage, settings: dict, mark: str, command: str,
+               resume: bool) -> None:
+    work, began = work_folder(run, stage), time.monotonic()
+    resumed = (work / "stage.json").exists()
+    if resumed and not resume:
+        run.say("was stopped before it was complete; starting again (--resume would go on)")
+        resumed = False
+    if resumed:
+        run.say("going on where it stopped")
+    elif work.exists():
+        shutil.rmtree(work)
+    state = {"stage": stage.name, "finished": False, "fingerprint": mark, "settings": settings}
+    write_json(work / "stage.json", state)
+    summary = stage.run(run, work)
+    seconds = round(time.monotonic() - began, 2)
+    write_json(work / "stage.json", state | {
+        "finished": True, "resumed": resumed, "seconds": seconds, "summary": summary,
+        "config": dataclasses.asdict(run.config), "seed": run.seed, "rounds": run.rounds,
+        "sources": run.sources, "command": command, "versions": versions(),
+        "threads": torch.get_num_threads(), "device": str(run.device),
+        "peak_memory_mb": peak_memory_mb()})
+    shutil.rmtree(work / "checkpoint", ignore_errors=True)
+    replace_directory(work, run.directory / stage.name)
+    run.say(f"done in {seconds:.1f} s: {summary}")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    names = ("torch", "transformers", "tokenizers", "numpy")
+    return {"rlhf_mini": rlhf_mini.__version__, "python": platform.python_version()} | {
+        name: version(name) for name in names}
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory this process has held, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+# ---- the report --------------------------------------------------------------------------------
+
+
+def build_report(directory: Path) -> dict:
+    """Join what the stages of a finished run measured.
+
+    Args:
+        directory: of the run.
+
+    Raises:
+        ValueError: if the evaluation has not been run.
+    """
+    if finished_stage(directory / "evaluation") is None:
+        raise ValueError(f"{directory}: no finished evaluation there; `rlhf-mini run --out "
+                         f"{directory}` makes one")
+    state = read_json(directory / "evaluation" / "stage.json")
+    run = Run(directory, _config_from(state["config"]), state["seed"], rounds=state["rounds"],
+              sources=state["sources"])
+    states = {stage.name: read_json(directory / stage.name / "stage.json")
+              for stage in plan_stages(run)}
+    seconds = {name: s["seconds"] for name, s in states.items()}
+    report = {key: state[key] for key in ("command", "config", "seed", "rounds", "sources",
+                                          "versions", "threads", "device")}
+    report |= {
+        "seconds": seconds | {"total": round(sum(seconds.values()), 2)},
+        "peak_memory_mb": max(s["peak_memory_mb"] for s in states.values()),
+        "resumed": sorted(name for name, s in states.items() if s["resumed"]),
+    } | read_json(directory / "evaluation" / "evaluation.json")
+    for number in range(1, run.rounds + 1):
+        report[in_round("reward_model", number)] = read_json(
+            directory / in_round("reward", number) / "reward.json")
+    return report
+
+
+def _config_from(values: dict[str, dict]) -> RunConfig:
+    parts = {f.name: type(getattr(RunConfig(), f.name)) for f in dataclasses.fields(RunConfig)}
+    try:
+        return RunConfig(**{name: kind(**values[name]) for name, kind in parts.items()})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"the run was made by another version of rlhf-mini ({error}); "
+                         "run it again") from error
+
+
+def report_run(directory: Path) -> None:
+    """Write `report.json` and `report.html`, and print the main table."""
+    report = build_report(directory)
+    write_json(directory / "report.json", report)
+    name = "report.json"
+    if importlib.util.find_spec("rlhf_mini.report"):
+        importlib.import_module("rlhf_mini.report").write_report(directory)
+        name = "report.html"
+    print(f"\n{format_table(report)}\n\nreport: {directory / name} "
+          f"({report['seconds']['total']:.0f} s in all)")
+
+
+def format_table(report: dict) -> str:
+    """Return the main results as text, one line per model."""
+    def interval(value: dict | None) -> str:
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value else "-"
+
+    titles = ("model", "gold sampled", "gold greedy", "win rate over SFT", "KL", "EOS", "tokens")
+    rows = [titles]
+    for model, modes in report["eval"].items():
+        sampled = modes["sampled"]
+        wins = report.get("win_rate", {}).get(f"{model}_vs_sft", {}).get("sampled")
+        rows.append((model, interval(sampled.get("gold")), interval(modes["greedy"].get("gold")),
+                     interval(wins), f"{sampled['kl']['mean']:.2f}",
+                     f"{sampled['eos_rate']['mean']:.3f}",
+                     f"{sampled['response_tokens']['mean']:.1f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+                     .rstrip() for row in rows)

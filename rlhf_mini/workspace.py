@@ -1,0 +1,156 @@
+"""What the stages of a run share: settings, folders, the town, and the user's own records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from rlhf_mini import readers
+from rlhf_mini.config import RunConfig
+from rlhf_mini.data import Demonstration, Prompt, Ranking, encode_ranking, read_jsonl
+from rlhf_mini.evaluation import evaluate_policy
+from rlhf_mini.models import load_policy
+from rlhf_mini.records import DataError
+from rlhf_mini.runtime import atomic_write, make_generator
+from rlhf_mini.selection import assign_splits, fit_to_context
+from rlhf_mini.town import Town, grade, load_town
+
+SAMPLES = 12  # prompts in samples.jsonl
+RANKINGS = {"train": "rankings.jsonl", "valid": "rankings_valid.jsonl",
+            "test": "rankings_test.jsonl"}
+
+
+@dataclass
+class Run:
+    """What all stages of a run share.
+
+    Attributes:
+        directory: holds one folder per stage.
+        config: all settings.
+        seed: of everything but the town.
+        device: where the models are.
+        rounds: how often rankings, reward model and PPO are made.
+        sources: the user's own "model", "demonstrations", "rankings", "prompts": file or name.
+        label: "[3/8] sft", what the running stage is called in its lines.
+    """
+
+    directory: Path
+    config: RunConfig
+    seed: int = 0
+    device: torch.device = torch.device("cpu")
+    rounds: int = 1
+    sources: dict[str, str] = field(default_factory=dict)
+    label: str = ""
+
+    def say(self, text: str) -> None:
+        """Print a line of the running stage."""
+        print(f"{self.label}: {text}", flush=True)
+
+    def seed_of(self, *names: str) -> int:
+        """Return a seed of its own for one purpose."""
+        return make_generator(self.seed, *names).initial_seed()
+
+    def policy(self, stage: str):
+        """Load the policy and tokenizer that a stage made."""
+        return load_policy(self.directory / stage, self.device)
+
+    @cached_property
+    def town(self) -> Town:
+        """The town of this run, read from its folder."""
+        return load_town(self.directory / "town")
+
+    @cached_property
+    def user_records(self) -> dict[str, list]:
+        """The user's records by kind, with splits."""
+        read = {"demonstrations": readers.read_demonstrations, "prompts": readers.read_prompts,
+                "rankings": lambda source: readers.read_rankings(
+                    source, self.seed, self.config.ranking.k_low, self.config.ranking.k_high)}
+        return {kind: assign_splits(read[kind](self.sources[kind]), self.seed)
+                for kind in read if kind in self.sources}
+
+    def prompts(self, split: str, tokenizer) -> list[Prompt]:
+        """Return the prompts of a split that PPO and the evaluation may use."""
+        prompts = self.user_records.get("prompts") or self.town.prompts
+        return self.fit([p for p in prompts if p.split == split], tokenizer,
+                        self.config.ppo.max_prompt_tokens, 2)
+
+    def demonstrations(self, split: str, tokenizer, limits) -> list[Demonstration]:
+        """Return the demonstrations of a split, within the limits of a stage."""
+        records = self.user_records.get("demonstrations") or self.town.demonstrations
+        return self.fit([d for d in records if d.split == split], tokenizer,
+                        limits.max_prompt_tokens, limits.max_response_tokens)
+
+    def rankings(self, stage: str, split: str, tokenizer) -> list[Ranking]:
+        """Return the rankings of a split, within the limits of the reward model."""
+        limits = self.config.reward
+        records = read_jsonl(self.directory / stage / RANKINGS[split], Ranking)
+        return self.fit(records, tokenizer, limits.max_prompt_tokens, limits.max_response_tokens)
+
+    def fit(self, records: list, tokenizer, prompt_tokens: int, response_tokens: int) -> list:
+        """Shorten or drop the records that are too long, and say how many; keep all others."""
+        kept, misfits = [], 0
+        for record in records:
+            texts = getattr(record, "responses", None) or [getattr(record, "response", None)]
+            texts = texts if texts[0] is not None else ()
+            try:
+                encode_ranking(tokenizer, Ranking("", record.prompt, tuple(texts), ()),
+                               prompt_tokens, response_tokens)
+                kept.append(record)
+            except DataError:
+                misfits += 1
+                kept += fit_to_context([record], tokenizer, prompt_tokens, response_tokens)[0]
+        if misfits:
+            dropped = len(records) - len(kept)
+            kind = type(records[0]).__name__.lower()
+            limits = f"{prompt_tokens} prompt tokens" + (
+                "" if kind == "prompt" else f" or {response_tokens} response tokens")
+            self.say(f"{misfits} of {len(records)} {kind}s have more than {limits}: "
+                     f"{misfits - dropped} shortened, {dropped} left out")
+        return kept
+
+
+def in_round(name: str, number: int) -> str:
+    """Return the folder of a stage in a round.
+
+    >>> in_round("ppo", 1), in_round("ppo", 2)
+    ('ppo', 'ppo_2')
+    """
+    return name if number == 1 else f"{name}_{number}"
+
+
+def grade_prompt(prompt: Prompt, response: str) -> dict[str, float]:
+    """Return the town's true scores of a response: gold, helpful, truthful, harmless."""
+    scores = grade(prompt, response)
+    return {"gold": scores.overall, "helpful": scores.helpful, "truthful": scores.truthful,
+            "harmless": scores.harmless}
+
+
+def grader_of(run: Run) -> Callable[[Prompt, str], dict[str, float]] | None:
+    """Return the gold grader, or None where the truth about the user's prompts is unknown."""
+    return None if "prompts" in run.sources else grade_prompt
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    """Write rows as JSON, one per line."""
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_samples(run: Run, policy, tokenizer, work: Path) -> None:
+    """Answer a dozen prompts of validation customers, sampled and greedy."""
+    prompts = run.prompts("valid", tokenizer)[:SAMPLES]
+    config = replace(run.config.evaluation, samples=1)
+    results = {greedy: evaluate_policy(policy, policy, tokenizer, prompts, grader_of(run), None,
+                                       config, run.seed, greedy) for greedy in (False, True)}
+    write_lines(work / "samples.jsonl", [
+        {"id": p.id, "prompt": p.prompt}
+        | {name: results[greedy].responses[i][0]
+           for name, greedy in (("response", False), ("greedy", True))}
+        | {f"gold_{name}": results[greedy].measures["gold"][i, 0]
+           for name, greedy in (("response", False), ("greedy", True))
+           if "gold" in results[greedy].measures}
+        for i, p in enumerate(prompts)])
