@@ -10,11 +10,12 @@ import scipy.stats
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_mini.config import EvaluationConfig
-from rlhf_mini.data import Document, Prompt, ZeroShotItem, collate, encode_prompt
+from rlhf_mini.config import EvaluationConfig, RewardConfig
+from rlhf_mini.data import Document, Prompt, Ranking, ZeroShotItem, collate, encode_prompt
 from rlhf_mini.generation import Response, sample_responses
 from rlhf_mini.kl import compute_exact_kl
 from rlhf_mini.models import RewardModel, compute_response_logits, compute_response_logprobs
+from rlhf_mini.reward import compare_pairs, compute_calibration, encode_rankings, score_rankings
 from rlhf_mini.runtime import make_generator
 from rlhf_mini.tensors import masked_mean
 
@@ -49,6 +50,100 @@ def mean_interval(values: np.ndarray, config: EvaluationConfig) -> dict[str, flo
         (per_prompt,), np.mean, n_resamples=config.bootstrap, method="percentile", batch=200,
         confidence_level=config.confidence, rng=np.random.default_rng(0)).confidence_interval
     return {"mean": mean, "low": float(interval.low), "high": float(interval.high)}
+
+
+def ratio_interval(
+    counts: np.ndarray, totals: np.ndarray, config: EvaluationConfig
+) -> dict[str, float]:
+    """Return sum(counts) / sum(totals) with a percentile bootstrap interval over prompts.
+
+    Args:
+        counts: (N,) e.g. pairs of a prompt in the right order.
+        totals: (N,) e.g. all pairs of the prompt; not all 0.
+        config: number of resamples and confidence.
+
+    Returns:
+        `mean`, `low`, `high`, and `pairs` (the sum of totals).
+    """
+    counts, totals = np.asarray(counts, dtype=float), np.asarray(totals, dtype=float)
+    rows = np.random.default_rng(0).integers(len(counts), size=(config.bootstrap, len(counts)))
+    sums = totals[rows].sum(1)
+    ratios = counts[rows].sum(1)[sums > 0] / sums[sums > 0]
+    tail = 50 * (1 - config.confidence)
+    low, high = np.percentile(ratios, [tail, 100 - tail])
+    return {"mean": float(counts.sum() / totals.sum()), "low": float(low), "high": float(high),
+            "pairs": int(totals.sum())}
+
+
+def compute_pair_accuracy(
+    scores: list[np.ndarray], targets: list[np.ndarray], keep: list[np.ndarray],
+    config: EvaluationConfig,
+) -> dict[str, float] | None:
+    """Count the pairs of a prompt that scores and targets put in the same order.
+
+    Args:
+        scores: per prompt (K,), higher = better; an equal score counts half.
+        targets: per prompt (K,), higher = better; pairs with equal targets are left out.
+        keep: per prompt (K, K) bool, the pairs that count.
+        config: for the interval over prompts.
+
+    Returns:
+        `mean`, `low`, `high`, `pairs`; None if no pair counts.
+    """
+    right, pairs = [], []
+    for score, target, counted in zip(scores, targets, keep, strict=True):
+        better, worse = np.nonzero((target[:, None] > target[None, :]) & counted)
+        right.append(((np.sign(score[better] - score[worse]) + 1) / 2).sum())
+        pairs.append(len(better))
+    return ratio_interval(np.array(right), np.array(pairs), config) if sum(pairs) else None
+
+
+def measure_reward_model(
+    reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, rankings: list[Ranking],
+    limits: RewardConfig, config: EvaluationConfig,
+) -> dict[str, object]:
+    """Compare a reward model with labelers and, where it is known, with the true score.
+
+    Pairs with a decoy count in `accuracy_decoys` only; the other numbers are about responses of
+    the policy to the prompt itself.
+
+    Args:
+        reward_model: what is judged.
+        tokenizer: its tokenizer.
+        rankings: held-out ones.
+        limits: `max_prompt_tokens` and `max_response_tokens`.
+        config: for intervals.
+
+    Returns:
+        `accuracy_labelers`, `accuracy_gold`, `accuracy_length_baseline` (the better of "shorter
+        wins" and "longer wins", against gold or else labels), `labelers_gold`, `accuracy_decoys`,
+        each as `compute_pair_accuracy`; `calibration` against the labels. What the rankings cannot
+        tell is left out.
+    """
+    encoded = encode_rankings(tokenizer, rankings, limits)
+    scores = [s.double().numpy()
+              for s in score_rankings(reward_model, encoded, tokenizer.pad_token_id)]
+    lengths = [np.array([float(len(ids)) for ids in responses]) for _, responses, _ in encoded]
+    labels = [-np.array(r.ranks, dtype=float) for r in rankings]
+    decoys = [np.array(r.decoys or (False,) * len(r.ranks)) for r in rankings]
+    own = [~(d[:, None] | d[None, :]) for d in decoys]
+    known = all(r.gold is not None for r in rankings)
+    truth = [np.array(r.gold, dtype=float) for r in rankings] if known else labels
+    results = {
+        "accuracy_labelers": compute_pair_accuracy(scores, labels, own, config),
+        "accuracy_length_baseline": max(
+            (compute_pair_accuracy([sign * n for n in lengths], truth, own, config)
+             for sign in (-1, 1)), key=lambda result: result["mean"] if result else 0),
+        "accuracy_decoys": compute_pair_accuracy(
+            scores, truth, [d[:, None] ^ d[None, :] for d in decoys], config),
+    }
+    if known:
+        results["accuracy_gold"] = compute_pair_accuracy(scores, truth, own, config)
+        results["labelers_gold"] = compute_pair_accuracy(labels, truth, own, config)
+    margins, _, _ = compare_pairs([s[~d] for s, d in zip(scores, decoys, strict=True)],
+                                  [x[~d] for x, d in zip(labels, decoys, strict=True)])
+    results = {name: result for name, result in results.items() if result}
+    return results | {"calibration": compute_calibration(margins), "prompts": len(rankings)}
 
 
 def compute_win_rate(
