@@ -30,6 +30,7 @@ from rlhf_mini.files import (
     output_error,
     read_json,
     recover_directory,
+    replace_directory,
     save_checkpoint,
     write_json,
 )
@@ -38,7 +39,8 @@ __all__ = [
     "METRICS", "CheckpointError", "Metric", "MetricLog", "NonFiniteLoss", "OutputError", "Progress",
     "atomic_directory", "atomic_write", "check_finite", "fingerprint", "load_checkpoint",
     "make_generator", "make_rng", "pack_state", "progress", "read_json", "read_metrics",
-    "recover_directory", "resolve_device", "save_checkpoint", "unpack_state", "write_json",
+    "recover_directory", "replace_directory", "resolve_device", "save_checkpoint",
+    "unpack_state", "write_json",
 ]
 
 
