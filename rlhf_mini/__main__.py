@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             report_run(args.out)
             return 0
         return _run(args, shlex.join(["rlhf-mini", *arguments]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a full disk, a failed download
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -160,9 +160,8 @@ def compute_win_rate(
         `mean`, `low`, `high` of the win rate, `ties` (share), and `without_ties` (wins among the
         decided comparisons; 0.5 if there are none).
     """
-    wins, ties = np.mean(ours > theirs), np.mean(ours == theirs)
+    wins, ties, decided = (np.mean(x) for x in (ours > theirs, ours == theirs, ours != theirs))
     rate = mean_interval((ours > theirs) + 0.5 * (ours == theirs), config)
-    decided = 1 - ties
     return rate | {"ties": float(ties),
                    "without_ties": float(wins / decided) if decided > 0 else 0.5}
 

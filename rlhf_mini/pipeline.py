@@ -151,17 +151,23 @@ def run_stages(
         raise output_error(run.directory, error) from error
     stages = plan_stages(run)
     plan = select_stages(stages, targets)
-    started = {stage.name: _begun(run, stage, settings_of(stage, stages)) for stage in plan}
+    settings = {stage.name: settings_of(stage, stages) for stage in plan}
     if resume:
-        _refuse_other_settings(run, started)
+        _refuse_other_settings(run, settings)
+    marks = {name: fingerprint(name, values) for name, values in settings.items()}
+    done = {name for name, mark in marks.items()
+            if name not in force and finished_stage(run.directory / name) == mark}
+    for kind in ("demonstrations", "rankings", "prompts"):  # bad data now, not after an hour
+        if any(kind in stage.settings for stage in plan if stage.name not in done):
+            run.user_records(kind)
     for number, stage in enumerate(plan, start=1):
         run.label = f"[{number}/{len(plan)}] {stage.name}"
-        settings = settings_of(stage, stages)
-        mark = fingerprint(stage.name, settings)
-        if stage.name not in force and finished_stage(run.directory / stage.name) == mark:
+        if stage.name in done:
             run.say("unchanged, not run again")
-            continue
-        _run_stage(run, stage, settings, mark, command, resume)
+        else:
+            state = {"stage": stage.name, "fingerprint": marks[stage.name],
+                     "settings": settings[stage.name]}
+            _run_stage(run, stage, state, command, resume)
 
 
 def finished_stage(folder: Path) -> str | None:
@@ -177,39 +183,35 @@ def work_folder(run: Run, stage: Stage) -> Path:
     return run.directory / f".{stage.name}.work"
 
 
-def _begun(run: Run, stage: Stage, settings: dict[str, object]) -> dict[str, tuple]:
-    """Return {setting: (value when the stopped stage was begun, value now)} where they differ."""
-    path = work_folder(run, stage) / "stage.json"
-    if not path.exists():
-        return {}
-    old = read_json(path)["settings"]
-    return {name: (old.get(name), settings.get(name)) for name in sorted({*old, *settings})
-            if old.get(name) != settings.get(name)}
+def _changes(work: Path, settings: dict[str, object]) -> str:
+    """Say in which settings a stopped stage differs from what is asked now."""
+    old = read_json(work / "stage.json")["settings"]
+    return "; ".join(f"{name} was {old.get(name)!r}, is {settings.get(name)!r}"
+                     for name in sorted({*old, *settings}) if old.get(name) != settings.get(name))
 
 
-def _refuse_other_settings(run: Run, started: dict[str, dict[str, tuple]]) -> None:
-    for name, changes in started.items():
-        if changes:
-            fields = "; ".join(f"{key} was {old!r}, is {new!r}"
-                               for key, (old, new) in changes.items())
+def _refuse_other_settings(run: Run, settings: dict[str, dict]) -> None:
+    for name, values in settings.items():
+        work = run.directory / f".{name}.work"
+        if (work / "stage.json").exists() and (changes := _changes(work, values)):
             raise ValueError(f"--resume: {name} in {run.directory} was begun with other settings: "
-                             f"{fields}. Give the same settings, or leave --resume out to start "
+                             f"{changes}. Give the same settings, or leave --resume out to start "
                              f"{name} again")
 
 
-def _run_stage(run: Run, stage: Stage, settings: dict, mark: str, command: str,
-               resume: bool) -> None:
-    work, began = work_folder(run, stage), time.monotonic()
+def _run_stage(run: Run, stage: Stage, state: dict, command: str, resume: bool) -> None:
+    work, began = run.directory / f".{stage.name}.work", time.monotonic()
     resumed = (work / "stage.json").exists()
     if resumed and not resume:
-        run.say("was stopped before it was complete; starting again (--resume would go on)")
+        can = not _changes(work, state["settings"])
+        run.say("was stopped before it was complete; starting again"
+                + (" (--resume would go on)" if can else ""))
         resumed = False
     if resumed:
         run.say("going on where it stopped")
     elif work.exists():
         shutil.rmtree(work)
-    state = {"stage": stage.name, "finished": False, "fingerprint": mark, "settings": settings}
-    write_json(work / "stage.json", state)
+    write_json(work / "stage.json", state | {"finished": False})
     summary = stage.run(run, work)
     seconds = round(time.monotonic() - began, 2)
     write_json(work / "stage.json", state | {
@@ -261,6 +263,7 @@ def build_report(directory: Path) -> dict:
                                           "versions", "threads", "device")}
     report |= {
         "seconds": seconds | {"total": round(sum(seconds.values()), 2)},
+        "models": state["settings"]["models"],
         "peak_memory_mb": max(s["peak_memory_mb"] for s in states.values()),
         "resumed": sorted(name for name, s in states.items() if s["resumed"]),
     } | read_json(directory / "evaluation" / "evaluation.json")
@@ -298,7 +301,8 @@ def format_table(report: dict) -> str:
 
     titles = ("model", "gold sampled", "gold greedy", "win rate over SFT", "KL", "EOS", "tokens")
     rows = [titles]
-    for model, modes in report["eval"].items():
+    for model in report["models"]:
+        modes = report["eval"][model]
         sampled = modes["sampled"]
         wins = report.get("win_rate", {}).get(f"{model}_vs_sft", {}).get("sampled")
         rows.append((model, interval(sampled.get("gold")), interval(modes["greedy"].get("gold")),

@@ -134,7 +134,7 @@ def run_rankings(run: Run, work: Path, start: str, number: int) -> str:
     config = run.config.ranking
     if "rankings" in run.sources and number == 1:
         run.say(f"reading {run.sources['rankings']}")
-        sets = {split: [r for r in run.user_records["rankings"] if r.split == split]
+        sets = {split: [r for r in run.user_records("rankings") if r.split == split]
                 for split in RANKINGS}
     else:
         sets = {}

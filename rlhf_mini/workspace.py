@@ -46,6 +46,7 @@ class Run:
     rounds: int = 1
     sources: dict[str, str] = field(default_factory=dict)
     label: str = ""
+    _read: dict[str, list] = field(default_factory=dict, repr=False)
 
     def say(self, text: str) -> None:
         """Print a line of the running stage."""
@@ -64,24 +65,34 @@ class Run:
         """The town of this run, read from its folder."""
         return load_town(self.directory / "town")
 
-    @cached_property
-    def user_records(self) -> dict[str, list]:
-        """The user's records by kind, with splits."""
-        read = {"demonstrations": readers.read_demonstrations, "prompts": readers.read_prompts,
-                "rankings": lambda source: readers.read_rankings(
-                    source, self.seed, self.config.ranking.k_low, self.config.ranking.k_high)}
-        return {kind: assign_splits(read[kind](self.sources[kind]), self.seed)
-                for kind in read if kind in self.sources}
+    def user_records(self, kind: str) -> list:
+        """Return the user's own "demonstrations", "rankings" or "prompts", with splits.
+
+        Raises:
+            DataError: naming file, line and field.
+        """
+        if kind not in self._read:
+            draw = (self.seed, self.config.ranking.k_low, self.config.ranking.k_high)
+            read = {"demonstrations": readers.read_demonstrations, "prompts": readers.read_prompts,
+                    "rankings": lambda source: readers.read_rankings(source, *draw)}[kind]
+            self._read[kind] = assign_splits(read(self.sources[kind]), self.seed)
+        return self._read[kind]
 
     def prompts(self, split: str, tokenizer) -> list[Prompt]:
         """Return the prompts of a split that PPO and the evaluation may use."""
-        prompts = self.user_records.get("prompts") or self.town.prompts
-        return self.fit([p for p in prompts if p.split == split], tokenizer,
+        prompts = (self.user_records("prompts") if "prompts" in self.sources
+                   else self.town.prompts)
+        kept = self.fit([p for p in prompts if p.split == split], tokenizer,
                         self.config.ppo.max_prompt_tokens, 2)
+        if not kept:
+            raise ValueError(f"no {split} prompts are left; raise ppo.max_prompt_tokens = "
+                             f"{self.config.ppo.max_prompt_tokens} or give more prompts")
+        return kept
 
     def demonstrations(self, split: str, tokenizer, limits) -> list[Demonstration]:
         """Return the demonstrations of a split, within the limits of a stage."""
-        records = self.user_records.get("demonstrations") or self.town.demonstrations
+        records = (self.user_records("demonstrations") if "demonstrations" in self.sources
+                   else self.town.demonstrations)
         return self.fit([d for d in records if d.split == split], tokenizer,
                         limits.max_prompt_tokens, limits.max_response_tokens)
 
