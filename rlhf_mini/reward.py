@@ -49,6 +49,7 @@ def reward_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, di
     if not bool((counts > 0).all()):
         row = int((counts == 0).nonzero()[0, 0])
         raise ValueError(f"ranking {row} of the batch has no untied pair: nothing to learn from")
+    scores = torch.where(mask, scores, 0)  # a gradient through inf - inf would be nan
     margins = scores[:, :, None] - scores[:, None, :]  # [b, w, l] = r_w - r_l
     losses = torch.where(pairs, -F.logsigmoid(margins), 0).sum((1, 2)) / counts
     loss = losses.mean()
