@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -97,7 +98,10 @@ def load_policy(
     Raises:
         ValueError: for another architecture, damaged weights, or a tokenizer that does not fit.
     """
-    _check_architecture(path)
+    kinds = _check_architecture(path).architectures or []
+    if any(kind.endswith("Classification") for kind in kinds):
+        raise ValueError(f"{path}: holds a {kinds[0]}, a reward or value model; give a language "
+                         "model")
     tokenizer = load_tokenizer(path)
     policy = _from_pretrained(AutoModelForCausalLM, path)
     match_embeddings(policy, tokenizer, path)
@@ -122,7 +126,7 @@ def match_embeddings(
                          f"{vocabulary} rows: they were not made for each other")
 
 
-def _check_architecture(path: str | Path) -> None:
+def _check_architecture(path: str | Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
@@ -130,6 +134,7 @@ def _check_architecture(path: str | Path) -> None:
     if config.model_type != "gpt2":
         raise ValueError(f"{path}: the model is of type {config.model_type!r}; rlhf-mini trains "
                          "GPT-2 style models (model_type 'gpt2')")
+    return config
 
 
 def _from_pretrained(auto_class, path: str | Path, **kwargs) -> PreTrainedModel:
