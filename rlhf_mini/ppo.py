@@ -206,7 +206,7 @@ def update(
     episodes = len(rollout.scores)
     size = episodes // config.minibatches
     steps = config.epochs * config.minibatches
-    chunks = [None] * steps if ptx_rows is None else ptx_rows.chunk(steps)
+    chunks = [None] * steps if ptx_rows is None else ptx_rows.tensor_split(steps)
     first_error = None
     for epoch in range(config.epochs):
         order = torch.randperm(episodes, generator=generator).to(rollout.scores.device)
