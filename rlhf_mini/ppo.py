@@ -83,6 +83,9 @@ def value_loss(
 
     Source: Huang et al. 2024 (arXiv 2403.17031), detail 20.
     """
+    # Selected before they are squared: a gradient through (inf - R)**2 would be nan.
+    values, old_values, returns = (torch.where(response_mask, x, 0)
+                                   for x in (values, old_values, returns))
     near = values.clamp(old_values - value_clip_range, old_values + value_clip_range)
     unclipped, clipped = (values - returns) ** 2, (near - returns) ** 2
     loss = 0.5 * masked_mean(torch.max(unclipped, clipped), response_mask)
