@@ -173,6 +173,11 @@ def _say_stopped(arguments: list[str]) -> None:
 
 
 def _chat(args: argparse.Namespace) -> int:
+    if not 0 < args.temperature < float("inf"):
+        raise ValueError(f"--temperature {args.temperature}: expected a number above 0; --greedy "
+                         "takes the likeliest token")
+    if args.max_response_tokens < 1:
+        raise ValueError(f"--max-response-tokens {args.max_response_tokens}: expected at least 1")
     _quiet()
     from rlhf_mini.models import load_policy
     from rlhf_mini.runtime import make_generator, resolve_device

@@ -299,16 +299,16 @@ def format_table(report: dict) -> str:
     def interval(value: dict | None) -> str:
         return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value else "-"
 
-    titles = ("model", "gold sampled", "gold greedy", "win rate over SFT", "KL", "EOS", "tokens")
-    rows = [titles]
+    rows = [("model", "gold sampled", "gold greedy", "win rate over SFT", "RM score", "KL", "EOS",
+             "tokens")]
     for model in report["models"]:
         modes = report["eval"][model]
         sampled = modes["sampled"]
         wins = report.get("win_rate", {}).get(f"{model}_vs_sft", {}).get("sampled")
         rows.append((model, interval(sampled.get("gold")), interval(modes["greedy"].get("gold")),
-                     interval(wins), f"{sampled['kl']['mean']:.2f}",
-                     f"{sampled['eos_rate']['mean']:.3f}",
+                     interval(wins), f"{sampled['rm_score']['mean']:.2f}",
+                     f"{sampled['kl']['mean']:.2f}", f"{sampled['eos_rate']['mean']:.3f}",
                      f"{sampled['response_tokens']['mean']:.1f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-                     .rstrip() for row in rows)
+    columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"-"}]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))

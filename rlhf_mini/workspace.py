@@ -80,13 +80,15 @@ class Run:
 
     def prompts(self, split: str, tokenizer) -> list[Prompt]:
         """Return the prompts of a split that PPO and the evaluation may use."""
-        prompts = (self.user_records("prompts") if "prompts" in self.sources
-                   else self.town.prompts)
-        kept = self.fit([p for p in prompts if p.split == split], tokenizer,
-                        self.config.ppo.max_prompt_tokens, 2)
-        if not kept:
-            raise ValueError(f"no {split} prompts are left; raise ppo.max_prompt_tokens = "
-                             f"{self.config.ppo.max_prompt_tokens} or give more prompts")
+        if (kept := self._read.get(f"fitting {split} prompts")) is None:
+            prompts = (self.user_records("prompts") if "prompts" in self.sources
+                       else self.town.prompts)
+            limit = self.config.ppo.max_prompt_tokens
+            kept = self.fit([p for p in prompts if p.split == split], tokenizer, limit, 2)
+            if not kept:
+                raise ValueError(f"no {split} prompts are left; raise ppo.max_prompt_tokens = "
+                                 f"{limit} or give more prompts")
+            self._read[f"fitting {split} prompts"] = kept
         return kept
 
     def demonstrations(self, split: str, tokenizer, limits) -> list[Demonstration]:
