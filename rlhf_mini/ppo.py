@@ -23,7 +23,7 @@ from rlhf_mini.pretrain import lm_loss
 from rlhf_mini.rollout import PromptSampler, Rollout, ScoreFunction, collect_rollout
 from rlhf_mini.runtime import check_finite, make_generator, progress
 from rlhf_mini.tensors import masked_mean, masked_var, masked_whiten
-from rlhf_mini.training import TrainingRecord
+from rlhf_mini.training import TrainingRecord, warmup_factor
 
 
 def policy_loss(
@@ -83,9 +83,8 @@ def value_loss(
 
     Source: Huang et al. 2024 (arXiv 2403.17031), detail 20.
     """
-    # Selected before they are squared: a gradient through (inf - R)**2 would be nan.
-    values, old_values, returns = (torch.where(response_mask, x, 0)
-                                   for x in (values, old_values, returns))
+    real = [torch.where(response_mask, x, 0) for x in (values, old_values, returns)]
+    values, old_values, returns = real  # a gradient through (inf - R)**2 would be nan
     near = values.clamp(old_values - value_clip_range, old_values + value_clip_range)
     unclipped, clipped = (values - returns) ** 2, (near - returns) ** 2
     loss = 0.5 * masked_mean(torch.max(unclipped, clipped), response_mask)
@@ -263,20 +262,6 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """
     for mean, current in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(current, 1 - decay)
-
-
-def warmup_factor(iteration: int, warmup_iterations: int) -> float:
-    """Return the factor on the learning rate: from a tenth linearly to 1, then constant.
-
-    Args:
-        iteration: from 0.
-        warmup_iterations: at which the factor reaches 1.
-
-    Source: InstructGPT, appendix C.4.
-    """
-    if iteration >= warmup_iterations:
-        return 1.0
-    return 0.1 + 0.9 * iteration / warmup_iterations
 
 
 def train_ppo(

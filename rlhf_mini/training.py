@@ -92,6 +92,20 @@ def cosine_lr(step: int, steps: int, warmup: int = 0, floor: float = 0.1) -> flo
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def warmup_factor(iteration: int, warmup_iterations: int) -> float:
+    """Return the factor on the learning rate: from a tenth linearly to 1, then constant.
+
+    Args:
+        iteration: from 0.
+        warmup_iterations: at which the factor reaches 1.
+
+    Source: InstructGPT, appendix C.4.
+    """
+    if iteration >= warmup_iterations:
+        return 1.0
+    return 0.1 + 0.9 * iteration / warmup_iterations
+
+
 def epoch_batch(
     step: int, items: int, batch_size: int, generator_of_epoch
 ) -> tuple[int, list[int], bool]:
