@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import random
@@ -42,6 +43,20 @@ from rlhf_mini.models import (
 )
 
 PAIRS = make_pairs(6, seed=1)
+
+
+class Ids(list):
+    """All that `make_policy` needs of a tokenizer: its length and the special ids."""
+
+    eos_token_id, pad_token_id = EOS, PAD
+
+
+@functools.cache
+def shared_networks():
+    """The networks for hypothesis, which does not take fixtures of one test."""
+    policy = make_policy(Ids(range(V)))
+    reward_model = make_reward_model(policy)
+    return policy, reward_model, ValueModel.from_reward_model(reward_model)
 
 
 @pytest.fixture
@@ -162,7 +177,7 @@ def test_the_amount_of_left_padding_changes_nothing(networks, extra):
 @settings(max_examples=10)
 @given(st.integers(0, 1000))
 def test_garbage_in_padding_changes_nothing(seed):
-    policy = make_policy_once()
+    networks = shared_networks()
     batch, rng = make_batch(4, seed), torch.Generator().manual_seed(seed)
 
     def dirty(ids, mask):
@@ -170,21 +185,8 @@ def test_garbage_in_padding_changes_nothing(seed):
 
     garbled = TokenBatch(dirty(batch.prompt_ids, batch.prompt_mask), batch.prompt_mask,
                          dirty(batch.response_ids, batch.response_mask), batch.response_mask)
-    for clean, other in zip(run(policy, batch), run(policy, garbled), strict=True):
+    for clean, other in zip(run(networks, batch), run(networks, garbled), strict=True):
         torch.testing.assert_close(other, clean, **EXACT)
-
-
-_NETWORKS = []
-
-
-def make_policy_once():
-    if not _NETWORKS:
-        class Ids(list):  # only the length and the special ids of a tokenizer are needed
-            eos_token_id, pad_token_id = EOS, PAD
-        policy = make_policy(Ids(range(V)))
-        reward_model = make_reward_model(policy)
-        _NETWORKS.append((policy, reward_model, ValueModel.from_reward_model(reward_model)))
-    return _NETWORKS[0]
 
 
 def test_padding_gets_no_gradient_from_the_padded_rows(policy):
@@ -219,7 +221,7 @@ def test_a_row_that_fills_the_context_may_be_padded(networks):
 @settings(max_examples=15)
 @given(st.integers(0, 1000))
 def test_packed_scores_equal_forward_response_by_response(seed):
-    _, reward_model, _ = make_policy_once()
+    _, reward_model, _ = shared_networks()
     rng, rankings = random.Random(seed), []
     for i in range(3):
         k = rng.randint(2, 9)
@@ -350,7 +352,7 @@ def test_gpt2_tokenizer_gets_a_pad_token_and_the_model_an_embedding(tmp_path):
     bpe.decoder = decoders.ByteLevel()
     gpt2 = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
     assert gpt2.pad_token_id is None
-    model = make_policy(type("Ids", (list,), {"eos_token_id": 256, "pad_token_id": None})(range(257)))
+    model = make_policy(gpt2)
     save_model(model, gpt2, tmp_path)
     policy, tokenizer = load_policy(tmp_path)
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)) == (256, 257, 258)
@@ -381,7 +383,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize("rows", [200, 1000])
 def test_a_tokenizer_of_another_model_is_refused(tokenizer, tmp_path, rows):
-    other = make_policy(type("Ids", (list,), {"eos_token_id": 0, "pad_token_id": 1})(range(rows)))
+    other = make_policy(Ids(range(rows)))
     save_model(other, tokenizer, tmp_path)
     with pytest.raises(ValueError, match=f"tokenizer has 320 tokens and the model's embedding "
                                          f"{rows} rows: they were not made for each other"):

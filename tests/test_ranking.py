@@ -108,7 +108,9 @@ def test_same_seed_same_rankings(tokenizer):
 
 def test_responses_are_sampled_at_the_temperature_of_the_config(policy, tokenizer):
     config = dataclasses.replace(CONFIG, temperature=1e-4, decoys=0)
-    always = (lambda prompt, responses, rng:
-              ((1,) + (2,) * (len(responses) - 1), None, None))
-    for ranking in collect_rankings(policy, tokenizer, PROMPTS[:4], always, config, seed=0):
+
+    def first_is_best(prompt, responses, rng):
+        return (1,) + (2,) * (len(responses) - 1), None, None
+
+    for ranking in collect_rankings(policy, tokenizer, PROMPTS[:4], first_is_best, config, seed=0):
         assert len(set(ranking.responses)) == 1  # nearly greedy: one response, K times
