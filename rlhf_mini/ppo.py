@@ -7,22 +7,28 @@ mean over tokens (so `ptx_coef` is near 1 and not 27.8), and prompts need not al
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_mini.advantages import compute_gae, compute_rewards
 from rlhf_mini.config import PPOConfig
 from rlhf_mini.data import Prompt
-from rlhf_mini.kl import KLController, estimate_kl
+from rlhf_mini.kl import KLController
 from rlhf_mini.models import ValueModel, compute_response_logprobs, freeze
 from rlhf_mini.pretrain import lm_loss
-from rlhf_mini.rollout import PromptSampler, Rollout, ScoreFunction, collect_rollout
+from rlhf_mini.rollout import (
+    PromptSampler,
+    Rollout,
+    ScoreFunction,
+    Targets,
+    collect_rollout,
+    compute_rollout_stats,
+    compute_targets,
+)
 from rlhf_mini.runtime import check_finite, make_generator, progress
-from rlhf_mini.tensors import masked_mean, masked_var, masked_whiten
+from rlhf_mini.tensors import masked_mean
 from rlhf_mini.training import TrainingRecord, warmup_factor
 
 
@@ -106,32 +112,6 @@ def ptx_loss(policy: PreTrainedModel, rows: Tensor) -> tuple[Tensor, dict[str, f
     """
     loss = lm_loss(policy, rows)
     return loss, {"ptx_loss": loss.item()}
-
-
-@dataclass
-class Targets:
-    """What the update aims at, computed once per rollout."""
-
-    advantages: Tensor  # (B, T), whitened if the config says so
-    returns: Tensor  # (B, T), from the advantages before whitening
-
-
-def compute_targets(rollout: Rollout, kl_coef: float, config: PPOConfig) -> Targets:
-    """Turn scores, log-probabilities and values into advantages and returns.
-
-    Args:
-        rollout: B episodes.
-        kl_coef: the coefficient of the KL penalty at this iteration.
-        config: gamma, lambda, whitening.
-    """
-    mask = rollout.batch.response_mask
-    rewards = compute_rewards(rollout.scores, rollout.old_logprobs, rollout.ref_logprobs, mask,
-                              kl_coef)
-    advantages, returns = compute_gae(rewards, rollout.values, mask, config.gamma,
-                                      config.gae_lambda)
-    if config.whiten_advantages:
-        advantages = masked_whiten(advantages, mask)
-    return Targets(advantages, returns)
 
 
 def build_optimizer(
@@ -227,30 +207,6 @@ def update(
                     "ratio_max": max(h["ratio_max"] for h in history)}
 
 
-def compute_rollout_stats(rollout: Rollout, targets: Targets) -> dict[str, float]:
-    """Summarise a rollout for the dashboard; every mean over tokens is masked.
-
-    Args:
-        rollout: B episodes.
-        targets: their advantages and returns.
-    """
-    mask = rollout.batch.response_mask
-    kl = torch.where(mask, estimate_kl(rollout.old_logprobs, rollout.ref_logprobs), 0)
-    residual = masked_var(targets.returns - rollout.values, mask)
-    return {
-        "score": rollout.scores.mean().item(),
-        "score_std": rollout.scores.std().item(),
-        "kl_per_sequence": kl.sum(1).mean().item(),
-        "kl_per_token": masked_mean(kl, mask).item(),
-        "entropy": masked_mean(rollout.entropy, mask).item(),
-        "response_tokens": mask.sum(1).float().mean().item(),
-        "eos_rate": rollout.finished.float().mean().item(),
-        "value_mean": masked_mean(rollout.values, mask).item(),
-        "returns_mean": masked_mean(targets.returns, mask).item(),
-        "explained_variance": (1 - residual / masked_var(targets.returns, mask)).item(),
-    }
-
-
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     r"""Move averaged weights towards the model's, $\bar\theta\leftarrow d\bar\theta+(1-d)\theta$.
@@ -290,17 +246,14 @@ def train_ppo(
     Raises:
         ValueError: if ptx_coef lacks a corpus, a prompt is too long, or a loss is not finite.
     """
-    if config.ptx_coef > 0 and corpus_rows is None:
-        raise ValueError("ptx_coef > 0 mixes in pretraining text, and there is none: give a corpus "
-                         "or set ptx_coef=0")
+    _check_corpus(config, corpus_rows)
     ref_policy, average = freeze(policy), freeze(policy)
     optimizer = build_optimizer(policy, value_model, config)
-    controller = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
-    modules = {"policy": policy, "value_model": value_model, "ref_policy": ref_policy,
-               "average": average}
-    record = TrainingRecord(directory, modules, {"adam": optimizer}, config.checkpoint_every)
+    record = TrainingRecord(directory, dict(policy=policy, value_model=value_model,
+                                            ref_policy=ref_policy, average=average),
+                            {"adam": optimizer}, config.checkpoint_every)
     first, kept = record.restore(kl_coef=config.kl_coef, stopped=False)
-    controller.kl_coef = kept["kl_coef"]
+    controller = KLController(kept["kl_coef"], config.kl_target, config.kl_horizon)
     sampler = PromptSampler(prompts, config.episodes, seed)
     bar = progress(config.iterations, "ppo", first)
     for iteration in range(first, config.iterations):
@@ -313,22 +266,15 @@ def train_ppo(
         targets = compute_targets(rollout, controller.kl_coef, config)
         stats = compute_rollout_stats(rollout, targets) | {"kl_coef": controller.kl_coef}
         if grade:
-            gold = [grade(p, r) for p, r in zip(drawn, responses, strict=True)]
-            stats["gold"] = sum(gold) / len(gold)
-        if 0 < config.kl_stop < stats["kl_per_sequence"]:
-            kept["stopped"] = True
-        else:
-            generator = make_generator(seed, "minibatches", str(iteration))
-            _set_lr(optimizer, config, iteration)
-            stats |= update(policy, value_model, optimizer, rollout, targets, config, generator,
-                            _draw_ptx_rows(corpus_rows, config, generator, policy.device),
-                            iteration)
-            stats["lr"] = optimizer.param_groups[0]["lr"]
+            stats["gold"] = sum(map(grade, drawn, responses)) / len(drawn)
+        kept["stopped"] = 0 < config.kl_stop < stats["kl_per_sequence"]
+        if not kept["stopped"]:
+            stats |= _learn(policy, value_model, optimizer, rollout, targets, config, corpus_rows,
+                            seed, iteration)
             controller.update(stats["kl_per_sequence"], config.episodes)
             update_ema(average, policy, config.ema_decay)
         record.log(iteration, **stats)
-        shown = ("score", "gold", "kl_per_sequence")
-        bar.update(1, **{name: stats[name] for name in shown if name in stats})
+        bar.update(1, **{n: stats[n] for n in ("score", "gold", "kl_per_sequence") if n in stats})
         record.save(iteration + 1, kl_coef=controller.kl_coef, stopped=kept["stopped"])
     bar.close()
     if config.ema_decay > 0:
@@ -336,10 +282,22 @@ def train_ppo(
     return record.history
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, config: PPOConfig, iteration: int) -> None:
+def _check_corpus(config: PPOConfig, corpus_rows: Tensor | None) -> None:
+    if config.ptx_coef > 0 and corpus_rows is None:
+        raise ValueError("ptx_coef > 0 mixes in pretraining text, and there is none: give a corpus "
+                         "or set ptx_coef=0")
+
+
+def _learn(policy, value_model, optimizer, rollout, targets, config: PPOConfig, corpus_rows,
+           seed: int, iteration: int) -> dict[str, float]:
+    generator = make_generator(seed, "minibatches", str(iteration))
     factor = warmup_factor(iteration, config.warmup_iterations)
     for group, peak in zip(optimizer.param_groups, (config.lr, config.value_lr), strict=True):
         group["lr"] = peak * factor
+    ptx_rows = _draw_ptx_rows(corpus_rows, config, generator, policy.device)
+    stats = update(policy, value_model, optimizer, rollout, targets, config, generator, ptx_rows,
+                   iteration)
+    return stats | {"lr": config.lr * factor}
 
 
 def _draw_ptx_rows(corpus_rows, config: PPOConfig, generator, device) -> Tensor | None:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_mini.advantages import compute_gae, compute_rewards
 from rlhf_mini.config import PPOConfig
 from rlhf_mini.data import DataError, Prompt, TokenBatch, decode_response, encode_prompt, left_pad
 from rlhf_mini.generation import generate
+from rlhf_mini.kl import estimate_kl
 from rlhf_mini.models import RewardModel, ValueModel, compute_response_logprobs
 from rlhf_mini.runtime import make_generator
-from rlhf_mini.tensors import last_index
+from rlhf_mini.tensors import last_index, masked_mean, masked_var, masked_whiten
 
 # (prompts, responses as text, tokens) -> (B,) scores: a reward model or any function of the text
 ScoreFunction = Callable[[list[Prompt], list[str], TokenBatch], Tensor]
@@ -124,3 +126,56 @@ def collect_rollout(
         batch=batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
         values=value_model(batch), finished=finished, entropy=entropy,
         scores=torch.where(finished, scores, config.missing_eos_score)), responses
+
+
+@dataclass
+class Targets:
+    """What the update aims at, computed once per rollout."""
+
+    advantages: Tensor  # (B, T), whitened if the config says so
+    returns: Tensor  # (B, T), from the advantages before whitening
+
+
+def compute_targets(rollout: Rollout, kl_coef: float, config: PPOConfig) -> Targets:
+    """Turn scores, log-probabilities and values into advantages and returns.
+
+    Args:
+        rollout: B episodes.
+        kl_coef: the coefficient of the KL penalty at this iteration.
+        config: gamma, lambda, whitening.
+    """
+    mask = rollout.batch.response_mask
+    rewards = compute_rewards(rollout.scores, rollout.old_logprobs, rollout.ref_logprobs, mask,
+                              kl_coef)
+    advantages, returns = compute_gae(rewards, rollout.values, mask, config.gamma,
+                                      config.gae_lambda)
+    if config.whiten_advantages:
+        advantages = masked_whiten(advantages, mask)
+    return Targets(advantages, returns)
+
+
+def compute_rollout_stats(rollout: Rollout, targets: Targets) -> dict[str, float]:
+    """Summarise a rollout for the dashboard; every mean over tokens is masked.
+
+    Args:
+        rollout: B episodes.
+        targets: their advantages and returns.
+    """
+    mask = rollout.batch.response_mask
+    kl = torch.where(mask, estimate_kl(rollout.old_logprobs, rollout.ref_logprobs), 0)
+    advantages = targets.returns - rollout.values  # before whitening
+    return {
+        "score": rollout.scores.mean().item(),
+        "score_std": rollout.scores.std().item(),
+        "kl_per_sequence": kl.sum(1).mean().item(),
+        "kl_per_token": masked_mean(kl, mask).item(),
+        "entropy": masked_mean(rollout.entropy, mask).item(),
+        "response_tokens": mask.sum(1).float().mean().item(),
+        "eos_rate": rollout.finished.float().mean().item(),
+        "value_mean": masked_mean(rollout.values, mask).item(),
+        "returns_mean": masked_mean(targets.returns, mask).item(),
+        "advantage_mean": masked_mean(advantages, mask).item(),
+        "advantage_std": masked_var(advantages, mask).sqrt().item(),
+        "explained_variance": (
+            1 - masked_var(advantages, mask) / masked_var(targets.returns, mask)).item(),
+    }

@@ -460,6 +460,8 @@ def test_rollout_stats_are_masked(tokenizer):
         "eos_rate": np.mean(rollout.finished.tolist()),
         "score": rollout.scores.mean().item(), "score_std": rollout.scores.std().item(),
         "value_mean": values.mean(), "returns_mean": returns.mean(),
+        "advantage_mean": (returns - values).mean(),
+        "advantage_std": (returns - values).std(),
         "explained_variance": 1 - (returns - values).var() / returns.var()}
     for name, value in expected.items():
         assert stats[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name

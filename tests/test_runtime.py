@@ -247,7 +247,7 @@ def test_json_round_trip_and_errors(tmp_path):
 
 
 def test_every_glossary_entry_is_filled():
-    wanted = """loss valid_loss lr grad_norm tokens_per_second eos_rate response_tokens accuracy
+    wanted = """loss valid_loss lr grad_norm eos_rate response_tokens accuracy
     margin score score_std gold kl_per_sequence kl_per_token kl_coef entropy policy_loss value_loss
     ptx_loss
     approx_kl clip_fraction value_clip_fraction ratio_mean ratio_max first_ratio_error
