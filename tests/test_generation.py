@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import make_policy
 from tolerances import EXACT
 from toys import EOS, PAD, V, make_pairs, make_talker
 
@@ -128,17 +127,14 @@ def test_context_overflow_is_an_error_before_anything_runs(policy):
 TEXTS = ["Where does Anna live?", "Who?", "Tell me about the town and the river.", "Bread"]
 
 
-def test_responses_come_in_the_order_of_the_prompts(talker, tokenizer):
-    together = sample_responses(talker, tokenizer, TEXTS, max_response_tokens=8, batch_size=3,
+def test_responses_come_in_the_order_of_the_prompts(policy, tokenizer):
+    together = sample_responses(policy, tokenizer, TEXTS, max_response_tokens=8, batch_size=3,
                                 temperature=0)
     for text, response in zip(TEXTS, together, strict=True):
-        alone = sample_responses(talker, tokenizer, [text], max_response_tokens=8, batch_size=1,
+        alone = sample_responses(policy, tokenizer, [text], max_response_tokens=8, batch_size=1,
                                  temperature=0)
         assert [response] == alone
-    # the prompts are told apart: not all responses are equal
-    policy = make_policy(tokenizer)
-    assert len(set(sample_responses(policy, tokenizer, TEXTS, max_response_tokens=8, batch_size=4,
-                                    temperature=0))) > 1
+    assert len(set(together)) == len(TEXTS)  # the prompts are told apart
 
 
 def test_a_response_holds_text_tokens_and_whether_it_ended(talker, tokenizer):
