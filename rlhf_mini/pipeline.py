@@ -8,7 +8,6 @@ stage is there until its replacement is. `stage.json` holds the settings that th
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import platform
 import resource
 import shutil
@@ -25,6 +24,7 @@ import torch
 import rlhf_mini
 from rlhf_mini.config import RunConfig
 from rlhf_mini.files import output_error
+from rlhf_mini.report import write_report
 from rlhf_mini.runtime import (
     fingerprint,
     read_json,
@@ -286,11 +286,8 @@ def report_run(directory: Path) -> None:
     """Write `report.json` and `report.html`, and print the main table."""
     report = build_report(directory)
     write_json(directory / "report.json", report)
-    name = "report.json"
-    if importlib.util.find_spec("rlhf_mini.report"):
-        importlib.import_module("rlhf_mini.report").write_report(directory)
-        name = "report.html"
-    print(f"\n{format_table(report)}\n\nreport: {directory / name} "
+    write_report(directory)
+    print(f"\n{format_table(report)}\n\nreport: {directory / 'report.html'} "
           f"({report['seconds']['total']:.0f} s in all)")
 
 
