@@ -1,7 +1,8 @@
 """A base model from scratch: byte-level BPE tokenizer and a small GPT-2.
 
-Departures from GPT-2's recipe, for a model that must learn to copy within minutes on a CPU: wider
-initial weights, a first phase on repeated random tokens, and Muon on the block matrices.
+Departures from GPT-2's recipe, for a model that must learn to copy within minutes on a CPU: initial
+weights that let attention find equal tokens and near positions, a first phase on repeated random
+tokens, and Muon on the block matrices.
 """
 
 from __future__ import annotations
@@ -65,7 +66,35 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return GPT2LMHeadModel(model_config).eval()
+        model = GPT2LMHeadModel(model_config)
+        init_attention(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def init_attention(model: GPT2LMHeadModel) -> None:
+    r"""Start attention where trained models end up, so that copying is learned early.
+
+    Queries and keys share one random rotation, $W_Q = W_K = 0.7\,R$: a token attends to tokens like
+    itself. Values and output undo each other with a minus sign, $W_V W_O = -I$. Positions start as
+    sinusoids, so that "like itself" includes "near". All of it is trained as usual.
+
+    Args:
+        model: changed in place; draws from torch's global generator.
+
+    Source: Trockman and Kolter 2023, "Mimetic initialization of self-attention layers"; Vaswani et
+    al. 2017, section 3.5, for the sinusoids.
+    """
+    wpe = model.transformer.wpe.weight
+    context, hidden = wpe.shape
+    angles = torch.arange(context)[:, None] * 1000.0 ** (-torch.arange(0, hidden, 2) / hidden)
+    wpe.copy_(0.2 * torch.cat([angles.sin(), angles.cos()], dim=1))
+    for block in model.transformer.h:
+        rotation, other = (torch.linalg.qr(torch.randn(hidden, hidden))[0] for _ in range(2))
+        noise = 0.02 * torch.randn(hidden, 2 * hidden)
+        queries_and_keys = torch.cat([0.7 * rotation, 0.7 * rotation], dim=1) + noise
+        block.attn.c_attn.weight.copy_(torch.cat([queries_and_keys, other], dim=1))
+        block.attn.c_proj.weight.copy_(-other.T)
 
 
 def encode_documents(
@@ -175,7 +204,7 @@ def train_base_model(
                 rows = pack_rows(encoded, config.row_tokens,
                                  make_generator(seed, "corpus", str(epoch)))
             batch = rows[index * config.batch_size:(index + 1) * config.batch_size]
-        factor = cosine_lr(step, config.steps, warmup=min(50, config.steps // 10))
+        factor = cosine_lr(step, config.steps, warmup=min(20, config.steps // 10))
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
             optimizer.zero_grad()
