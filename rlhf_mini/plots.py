@@ -13,20 +13,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#777777"  # text and axes: 4.5 to 1 on white, 4.2 to 1 on nearly black
-WIDTH = 5.2  # inches
-STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.labelsize": 8.5,
-         "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.spines.top": False,
-         "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none",
-         "savefig.facecolor": "none", "axes.titlepad": 5, "axes.edgecolor": INK,
-         "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK, "xtick.color": INK,
-         "ytick.color": INK, "lines.linewidth": 1.4, "axes.grid": True,
-         "grid.color": INK, "grid.alpha": 0.25, "grid.linewidth": 0.6, "font.family": "DejaVu Sans",
-         "figure.constrained_layout.use": True, "svg.fonttype": "path"}
+WIDTH = 4.8  # inches
+STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titlepad": 5,
+         "axes.labelsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+         "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.4,
+         "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6, "svg.fonttype": "path",
+         "font.family": "DejaVu Sans", "figure.constrained_layout.use": True}
+STYLE |= dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color",
+                        "xtick.color", "ytick.color", "grid.color"], INK)
+STYLE |= dict.fromkeys(["axes.facecolor", "figure.facecolor", "savefig.facecolor"], "none")
 _LOOKS = {"base": ("#8c8c8c", "s"), "sft": ("#0072B2", "D"), "ppo": ("#D55E00", "o"),
           "ppo_ptx": ("#009E73", "^")}
 _MORE = [("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X")]  # later rounds
-DASHBOARD = [  # panels of `plot_ppo`: (y, x, title)
-    ("score", "step", "RM score"), ("gold", "step", "Gold score"),
+DASHBOARD = [("score", "step", "RM score"), ("gold", "step", "Gold score"),  # (y, x, title)
     ("score", "kl_per_sequence", "RM score over KL"),
     ("gold", "kl_per_sequence", "Gold score over KL"),
     ("kl_per_sequence", "step", "KL to reference, nats"), ("entropy", "step", "Entropy, nats"),
@@ -44,12 +43,8 @@ TASKS = {"facts": "Facts, closed book", "reading": "Reading comprehension",
 
 
 def name_model(model: str) -> str:
-    """Return what a model is called in figures and tables.
-
-    >>> name_model("ppo_ptx"), name_model("ppo_2")
-    ('PPO-ptx', 'PPO 2')
-    """
-    names = {"base": "base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+    """Return what a model is called in figures and tables: "ppo_2" is PPO 2."""
+    names = {"sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
     return names.get(model, model.replace("ppo_", "PPO "))
 
 
@@ -68,8 +63,8 @@ def wins_over_sft(report: dict, model: str, mode: str) -> dict[str, float] | Non
     if f"sft_vs_{model}" not in rates:
         return None
     other = rates[f"sft_vs_{model}"][mode]
-    turned = {"mean": "mean", "low": "high", "high": "low", "without_ties": "without_ties"}
-    return {ours: 1 - other[theirs] for ours, theirs in turned.items()} | {"ties": other["ties"]}
+    return {"mean": 1 - other["mean"], "low": 1 - other["high"], "high": 1 - other["low"],
+            "ties": other["ties"], "without_ties": 1 - other["without_ties"]}
 
 
 # ---- parts of figures --------------------------------------------------------------------------
@@ -90,15 +85,23 @@ def _panels(count: int, row_height: float, extra: float) -> tuple[Figure, list[A
     return figure, axes[:count]
 
 
-def _rows_of_models(axes: Axes, models: list[str]) -> None:
-    axes.set_yticks(range(len(models)), [name_model(m) for m in models])
-    axes.set_ylim(len(models) - 0.5, -0.5)
+def _bare(axes: Axes) -> None:
+    """Take the lines off an axis whose rows are named."""
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
-    for label, model in zip(axes.get_yticklabels(), models, strict=True):
-        label.set_color(look_of(model)[0])
-        label.set_fontweight("bold")
+
+
+def _end_at_one(axes: Axes) -> None:
+    """Take away the ticks that no share can reach."""
+    axes.set_xlim(axes.get_xlim())
+    axes.set_xticks([x for x in axes.get_xticks() if axes.get_xlim()[0] <= x <= 1.001])
+
+
+def _rows_of_models(axes: Axes, models: list[str]) -> None:
+    axes.set_yticks(range(len(models)), [name_model(m) for m in models])
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    _bare(axes)
 
 
 def _interval(axes: Axes, y: float, value: dict, look: tuple[str, str], hollow: bool = False,
@@ -109,8 +112,11 @@ def _interval(axes: Axes, y: float, value: dict, look: tuple[str, str], hollow: 
     axes.plot(value["mean"], y, marker=marker, color=color, markersize=6, linestyle="none",
               markerfacecolor="none" if hollow else color, markeredgewidth=1.3)
     if label:
-        axes.annotate(f"{value['mean']:.2f}", (value["high"], y), (5, 0), fontsize=8, va="center",
-                      textcoords="offset points")
+        _note(axes, f"{value['mean']:.2f}", (value["high"], y))
+
+
+def _note(axes: Axes, text: str, point: tuple[float, float], shift=(5, 0), ha="left") -> None:
+    axes.annotate(text, point, shift, textcoords="offset points", ha=ha, va="center", fontsize=8)
 
 
 def _modes(axes: Axes, report: dict, measure: str) -> None:
@@ -119,27 +125,21 @@ def _modes(axes: Axes, report: dict, measure: str) -> None:
         for mode, shift in (("sampled", -0.17), ("greedy", 0.2)):
             _interval(axes, row + shift, report["eval"][model][mode][measure], look_of(model),
                       hollow=mode == "greedy")
-    axes.margins(x=0.18)
+    axes.margins(x=0.2)
+    _bare(axes)
 
 
 def _legend(figure: Figure, models: list[str]) -> None:
-    """Write the models' names in their colours above all panels."""
+    """Name the models' lines above all panels."""
     handles = [matplotlib.lines.Line2D([], [], color=look_of(m)[0], marker=look_of(m)[1],
                                        markersize=5, label=name_model(m)) for m in models]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(models), frameon=False,
-                  labelcolor="linecolor", handlelength=1.8)
-
-
-# ---- figures -----------------------------------------------------------------------------------
+                  handlelength=1.8, columnspacing=1.2)
 
 
 @matplotlib.rc_context(STYLE)
 def plot_headline(report: dict) -> Figure:
-    """Draw the gold score of all models and, beside it, wins, ties and losses against SFT.
-
-    Args:
-        report: of a run; without gold the RM score is drawn.
-    """
+    """Draw the gold score (RM score if unknown) and, beside it, wins and ties against SFT."""
     models, measure = report["models"], headline_measure(report)
     rates = {(m, mode): wins_over_sft(report, m, mode) for m in models
              for mode in ("sampled", "greedy")}
@@ -164,20 +164,21 @@ def _draw_wins(axes: Axes, models: list[str], rates: dict) -> None:
     for row, model in enumerate(models):
         color = look_of(model)[0]
         if model == "sft":
-            axes.annotate("the reference", (0.5, row), ha="center", va="center", fontsize=8)
+            _note(axes, "(reference)", (0.5, row))
         for mode, y in (("sampled", row - 0.19), ("greedy", row + 0.19)):
-            if not (rate := rates[model, mode]):
+            if (rate := rates[model, mode]) is None:
                 continue
             won = rate["mean"] - rate["ties"] / 2
             axes.barh(y, won, 0.3, color=color, alpha=1 if mode == "sampled" else 0.55)
             axes.barh(y, rate["ties"], 0.3, left=won, color=INK, alpha=0.3)
             axes.plot([rate["low"], rate["high"]], [y, y], color="black", linewidth=3.4)
             axes.plot([rate["low"], rate["high"]], [y, y], color="white", linewidth=1.6)
-            axes.annotate(f"{rate['mean']:.2f}", (1, y), (4, 0), textcoords="offset points",
-                          va="center", fontsize=8)
+            _note(axes, f"{rate['mean']:.2f}", (1, y))
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle="--")
     axes.set_xlim(0, 1)
-    axes.set_title("Win rate over SFT, ties half\ncolour: won, grey: tied; greedy paler")
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    _bare(axes)
+    axes.set_title("Win rate over SFT, ties half\nbar: won, grey: tied, pale: greedy")
 
 
 @matplotlib.rc_context(STYLE)
@@ -197,11 +198,7 @@ def plot_qualities(report: dict) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def plot_ppo(metrics: dict[str, list[dict]]) -> Figure:
-    """Draw the PPO dashboard: all runs of PPO over each other, one panel per metric.
-
-    Args:
-        metrics: rows of `metrics.jsonl` per model.
-    """
+    """Draw the PPO dashboard from the rows of each model's `metrics.jsonl`."""
     panels = [(y, x, title) for y, x, title in DASHBOARD
               if any(y in row for rows in metrics.values() for row in rows)]
     figure, axes = _panels(len(panels), 1.45, 0.5)
@@ -231,19 +228,17 @@ def plot_training(metrics: dict[str, list[dict]]) -> Figure:
     Args:
         metrics: rows of `metrics.jsonl` of `base`, `sft`, `reward`; what is absent is left out.
     """
-    wanted = [("base", "loss", "Pretraining loss, nats per token"),
-              ("sft", "loss", "SFT loss, nats per token"),
-              ("reward", "loss", "Reward model loss, nats per pair"),
-              ("reward", "accuracy", "Reward model accuracy")]
+    wanted = [("base", "loss", "Pretraining loss, nats per token", None),
+              ("sft", "loss", "SFT loss, nats per token", None),
+              ("reward", "loss", "RM loss, nats per pair", math.log(2)),
+              ("reward", "accuracy", "RM accuracy, share of pairs", 0.5)]
     panels = [p for p in wanted if any(p[1] in row for row in metrics.get(p[0], []))]
     figure, axes = _panels(len(panels), 1.75, 0.4)
-    for panel, (stage, name, title) in zip(axes, panels, strict=True):
+    for panel, (stage, name, title, chance) in zip(axes, panels, strict=True):
         _draw_curve(panel, metrics[stage], name)
-        chance = {"Reward model loss, nats per pair": math.log(2), "Reward model accuracy": 0.5}
-        if title in chance:
-            panel.axhline(chance[title], color=INK, linewidth=0.8, linestyle="--")
-            panel.annotate("chance", (1, chance[title]), (0, 2), textcoords="offset points",
-                           xycoords=("axes fraction", "data"), ha="right", fontsize=7.5)
+        if chance:
+            panel.axhline(chance, color=INK, linewidth=0.8, linestyle="--")
+            _note(panel, "chance", (panel.get_xlim()[1], chance), (0, 6), "right")
         panel.set_title(title)
         panel.set_xlabel("step")
         panel.locator_params(nbins=5)
@@ -251,9 +246,9 @@ def plot_training(metrics: dict[str, list[dict]]) -> Figure:
 
 
 def _draw_curve(axes: Axes, rows: list[dict], name: str) -> None:
-    """Draw steps thinly, means of 2 % of them at a time thickly, validation as dots."""
+    """Draw steps thinly, means of 3 % of them at a time thickly, validation as dots."""
     steps, values = zip(*((r["step"] + 1, r[name]) for r in rows if name in r), strict=True)
-    width = max(1, len(values) // 50)
+    width = max(1, len(values) // 30)
     axes.plot(steps, values, color="#56B4E9", linewidth=0.8, alpha=0.7 if width > 1 else 1)
     if width > 1:
         means = [sum(values[i:i + width]) / width for i in range(0, len(values) - width + 1, width)]
@@ -261,8 +256,7 @@ def _draw_curve(axes: Axes, rows: list[dict], name: str) -> None:
     valid = [(r["step"] + 1, r["valid_loss"]) for r in rows if "valid_loss" in r]
     if valid and name == "loss":
         axes.plot(*zip(*valid, strict=True), color="#D55E00", marker="o", markersize=4)
-        axes.annotate("validation", valid[-1], (0, 6), textcoords="offset points", ha="right",
-                      color="#D55E00", fontsize=8)
+        _note(axes, "validation", valid[-1], (0, 9), "right")
 
 
 @matplotlib.rc_context(STYLE)
@@ -286,7 +280,9 @@ def plot_reward_model(results: dict) -> Figure:
     axes.set_yticks(range(len(names)), [ACCURACIES[name] for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle="--")
-    axes.set_xlim(right=1.12 if any(results[n]["high"] > 0.93 for n in names) else None)
+    axes.set_xlim(right=axes.get_xlim()[1] + 0.05)
+    _end_at_one(axes)
+    axes.grid(visible=False, axis="y")
     axes.set_title("Share of held-out pairs in the right order (dashed: chance)"
                    + ("\nhollow: the reward model of the round before" if older else ""))
     _draw_calibration(below, results["calibration"])
@@ -300,19 +296,24 @@ def _draw_calibration(axes: Axes, rows: list[dict]) -> None:
     for row in rows:
         axes.plot(row["predicted"], row["observed"], "o", color="#009E73",
                   markersize=3 + 6 * math.sqrt(row["pairs"] / most))
-        axes.annotate(str(row["pairs"]), (row["predicted"], row["observed"]), (4, -12),
-                      textcoords="offset points", fontsize=7.5)
+        _note(axes, str(row["pairs"]), (row["predicted"], row["observed"]), (4, -9))
     axes.set_xlabel("probability that the reward model gives to its favourite")
     axes.set_ylabel("how often labelers agree")
     axes.set_title("Calibration, with the number of pairs")
+    axes.margins(y=0.15)
+
+
+def tasks_of(report: dict) -> list[str]:
+    """Return the names of the zero-shot tasks, those of `TASKS` first and in its order."""
+    tasks = {task for results in report["zero_shot"].values() for task in results}
+    return sorted(tasks, key=lambda task: ([*TASKS, task].index(task), task))
 
 
 @matplotlib.rc_context(STYLE)
 def plot_tax(report: dict) -> Figure:
     """Draw the zero-shot tasks and the corpus loss of all models: the alignment tax."""
     models = [m for m in report["models"] if m in report["zero_shot"]]
-    tasks = sorted({t for m in models for t in report["zero_shot"][m]},
-                   key=lambda t: ([*TASKS, t].index(t), t))
+    tasks = tasks_of(report)
     figure, axes = _panels(len(tasks), 0.6 + 0.26 * len(models), 0)
     for index, (panel, task) in enumerate(zip(axes, tasks, strict=True)):
         for row, model in enumerate(models):
@@ -324,16 +325,14 @@ def plot_tax(report: dict) -> Figure:
         panel.set_title(TASKS.get(task, task).replace(" (", "\n("))
         panel.margins(x=0.25)
         panel.locator_params(axis="x", nbins=4)
+        if task != "corpus_loss":
+            _end_at_one(panel)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def plot_families(families: dict[str, dict[str, dict]]) -> Figure:
-    """Draw the gold score of sampled responses by kind of prompt.
-
-    Args:
-        families: per family and model an interval.
-    """
+    """Draw the gold score of sampled responses by kind of prompt: an interval per model."""
     models = list(next(iter(families.values())))
     figure, (axes,) = _figure(1, 1, 0.9 + 0.17 * len(models) * len(families))
     for row, values in enumerate(families.values()):
@@ -344,7 +343,7 @@ def plot_families(families: dict[str, dict[str, dict]]) -> Figure:
             axes.axhspan(row - 0.5, row + 0.5, color=INK, alpha=0.1, linewidth=0)
     axes.set_yticks(range(len(families)), list(families))
     axes.set_ylim(len(families) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
+    _bare(axes)
     axes.set_xlabel("gold score of sampled responses, 0 to 1")
     _legend(figure, models)
     return figure

@@ -61,7 +61,7 @@ def write_report(directory: Path) -> None:
     page = _template().render(
         report=report, figures=figures, models=report["models"],
         known=plots.headline_measure(report) == "gold", measures=_measures(report),
-        pairs=_pairs(report), reward_models=_reward_models(report), tasks=_tasks(report),
+        pairs=_pairs(report), reward_models=_reward_models(report), tasks=plots.tasks_of(report),
         stages=_stages(report), samples=choose_samples(responses, report["seed"]), glossary=METRICS,
         accuracies=plots.ACCURACIES, task_names=plots.TASKS, digits=MEASURES,
         prompts=len(responses))
@@ -264,7 +264,7 @@ def describe_tax(report: dict) -> str:
     """Return the alt text of `plots.plot_tax`."""
     parts = [f"{task.replace('_', ' ')} " + ", ".join(
         f"{name_model(m)} {report['zero_shot'][m][task]['mean']:.2f}" for m in report["models"]
-        if task in report["zero_shot"].get(m, {})) for task in _tasks(report)]
+        if task in report["zero_shot"].get(m, {})) for task in plots.tasks_of(report)]
     return f"Zero-shot tasks: {'; '.join(parts)}."
 
 
@@ -283,11 +283,6 @@ def _reward_models(report: dict) -> dict[str, dict]:
 def _measures(report: dict) -> list[str]:
     return [name for name in MEASURES if any(name in modes["sampled"]
                                              for modes in report["eval"].values())]
-
-
-def _tasks(report: dict) -> list[str]:
-    tasks = {task for results in report["zero_shot"].values() for task in results}
-    return sorted(tasks, key=lambda task: ([*plots.TASKS, task].index(task), task))
 
 
 def _pairs(report: dict) -> list[tuple[str, str, str]]:
