@@ -39,30 +39,34 @@ def generate(
     _check_context(policy, prompt_ids.shape[1], max_response_tokens)
     mask, position_ids = prompt_mask, compute_position_ids(prompt_mask)
     token_ids, cache = prompt_ids, None
-    alive = torch.ones(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
-    tokens, masks = [], []
-    for _ in range(max_response_tokens):
+    rows = torch.arange(len(prompt_ids), device=prompt_ids.device)  # whose turn it still is
+    response_ids = prompt_ids.new_full((len(rows), max_response_tokens), pad_id)
+    response_mask = torch.zeros_like(response_ids, dtype=torch.bool)
+    for t in range(max_response_tokens):
         output = policy.transformer(token_ids, attention_mask=mask, position_ids=position_ids,
                                     past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         logits = policy.lm_head(output.last_hidden_state[:, -1]).float()
         token = _pick(logits, temperature, generator)
-        token = torch.where(alive, token, pad_id)
-        tokens.append(token)
-        masks.append(alive)
-        alive = alive & (token != eos_id)
-        if not alive.any():
+        response_ids[rows, t], response_mask[rows, t] = token, True
+        going = (token != eos_id).nonzero()[:, 0]
+        if len(going) == 0:
             break
+        if len(going) < len(rows):  # finished rows cost no more
+            rows, token, mask, position_ids = (x[going] for x in (rows, token, mask, position_ids))
+            cache.batch_select_indices(going)
         token_ids, position_ids = token[:, None], position_ids[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    return torch.stack(tokens, 1), torch.stack(masks, 1)
+    return response_ids[:, :t + 1], response_mask[:, :t + 1]
 
 
 def _pick(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
-    probs = (logits / temperature).softmax(-1)
-    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+    # inverse of the distribution function; on a CPU much faster than torch.multinomial
+    below = (logits / temperature).softmax(-1).cumsum(-1)
+    u = torch.rand(len(below), 1, generator=generator, device=below.device) * below[:, -1:]
+    return torch.searchsorted(below, u, right=True)[:, 0].clamp(max=below.shape[1] - 1)
 
 
 def _check_context(policy: PreTrainedModel, prompt_tokens: int, response_tokens: int) -> None:

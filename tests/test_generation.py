@@ -53,7 +53,9 @@ def test_sampling_with_cache_equals_sampling_from_uncached_forwards(policy):
     for t in range(8):
         with torch.no_grad():
             logits = torch.stack([policy(torch.tensor([row])).logits[0, -1] for row in rows])
-        tokens = torch.multinomial((logits / 0.8).softmax(-1), 1, generator=rng)[:, 0].tolist()
+        below = (logits.double() / 0.8).softmax(-1).cumsum(-1)
+        u = torch.rand(len(rows), 1, generator=rng)
+        tokens = (below <= u).sum(-1).tolist()  # each token owns an interval as long as its p
         assert tokens == responses[:, t].tolist()
         for row, token in zip(rows, tokens, strict=True):
             row.append(token)
