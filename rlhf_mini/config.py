@@ -141,7 +141,7 @@ class RewardConfig:
     lr: float = 1e-3  # peak, AdamW, cosine to 10 %; own (paper: 9e-6)
     weight_decay: float = 0.01  # own
     max_prompt_tokens: int = 64  # longer prompts are an error; own
-    max_response_tokens: int = 48  # including EOS; own
+    max_response_tokens: int = 64  # including EOS, and those of cut-off responses; own
     checkpoint_every: int = 100  # steps between checkpoints; own
 
     def __post_init__(self) -> None:

@@ -173,12 +173,17 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def set_residual_dropout(policy: PreTrainedModel, p: float) -> None:
-    """Set the dropout after each attention and MLP block; it acts in train mode only.
+    """Set the dropout after each attention and MLP block, and turn any other dropout off.
+
+    Dropout acts in train mode only.
 
     Args:
         policy: a GPT-2 style model.
         p: probability of dropping, from 0 to 1.
     """
+    for module in policy.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     for block in policy.transformer.h:
         block.attn.resid_dropout.p = block.mlp.dropout.p = p
 
