@@ -147,7 +147,7 @@ def plot_headline(report: dict) -> Figure:
     figure, axes = _figure(1, 2 if wins else 1, 0.75 + 0.55 * len(models), sharey=True)
     _modes(axes[0], report, measure)
     axes[0].set_title(f"{'Gold score, 0 to 1' if measure == 'gold' else 'RM score'}\n"
-                      "filled: sampled, hollow: greedy")
+                      "● sampled, ○ greedy")
     if wins:
         _draw_wins(axes[1], models, rates)
     _rows_of_models(axes[0], models)
@@ -192,7 +192,7 @@ def plot_qualities(report: dict) -> Figure:
         panel.set_xlim(-0.05, 1.3)
         panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     _rows_of_models(axes[0], models)
-    figure.supxlabel("Grade, 0 to 1; filled: sampled, hollow: greedy", fontsize=8.5)
+    figure.supxlabel("grade, 0 to 1; ● sampled, ○ greedy", fontsize=8.5)
     return figure
 
 
@@ -211,7 +211,7 @@ def plot_ppo(metrics: dict[str, list[dict]]) -> Figure:
                            markevery=max(1, len(points) // 6))
         panel.set_title(title)
         panel.locator_params(nbins=5)
-        if y == "explained_variance" and panel.get_ylim()[1] > -1:
+        if y == "explained_variance" and panel.dataLim.y1 > -1:
             panel.set_ylim(bottom=max(-1, panel.get_ylim()[0]))
         if x != "step":
             panel.set_xlabel("KL, nats")
@@ -257,6 +257,7 @@ def _draw_curve(axes: Axes, rows: list[dict], name: str) -> None:
     if valid and name == "loss":
         axes.plot(*zip(*valid, strict=True), color="#D55E00", marker="o", markersize=4)
         _note(axes, "validation", valid[-1], (0, 9), "right")
+        axes.margins(y=0.15)
 
 
 @matplotlib.rc_context(STYLE)
@@ -283,8 +284,8 @@ def plot_reward_model(results: dict) -> Figure:
     axes.set_xlim(right=axes.get_xlim()[1] + 0.05)
     _end_at_one(axes)
     axes.grid(visible=False, axis="y")
-    axes.set_title("Share of held-out pairs in the right order (dashed: chance)"
-                   + ("\nhollow: the reward model of the round before" if older else ""))
+    axes.set_title("Pairs in the right order (dashed: chance)"
+                   + ("\nhollow: the RM of the round before" if older else ""))
     _draw_calibration(below, results["calibration"])
     return figure
 
