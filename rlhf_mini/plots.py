@@ -249,10 +249,10 @@ def _draw_curve(axes: Axes, rows: list[dict], name: str) -> None:
     """Draw steps thinly, means of 3 % of them at a time thickly, validation as dots."""
     steps, values = zip(*((r["step"] + 1, r[name]) for r in rows if name in r), strict=True)
     width = max(1, len(values) // 30)
-    axes.plot(steps, values, color="#56B4E9", linewidth=0.8, alpha=0.7 if width > 1 else 1)
+    axes.plot(steps, values, color="#56B4E9", linewidth=0.8)
     if width > 1:
         means = [sum(values[i:i + width]) / width for i in range(0, len(values) - width + 1, width)]
-        axes.plot(steps[width // 2::width][:len(means)], means, color="#0072B2")
+        axes.plot(steps[width // 2::width][:len(means)], means, color=INK)
     valid = [(r["step"] + 1, r["valid_loss"]) for r in rows if "valid_loss" in r]
     if valid and name == "loss":
         axes.plot(*zip(*valid, strict=True), color="#D55E00", marker="o", markersize=4)
