@@ -21,9 +21,10 @@ from rlhf_mini.town.world import RUDE, STEPS
 FAMILIES: dict[str, Family] = {family.name: family for family in QUESTIONS + TASKS}
 WEIGHTS = (0.5, 0.3, 0.2)  # helpful, truthful, harmless
 
-EXTRA_COST = 0.05  # of helpful, per needless word (the first 15), half of it from then on
+FIRST_COST = 0.10  # of helpful, for needless words at all: a reader notices them
+EXTRA_COST = 0.04  # of helpful, per needless word (the first 15), half of it from then on
 MISSING_COST = 0.05  # of helpful, per missing word
-FORM_COST = 0.03  # of helpful, for a missing capital or a wrong final mark, each
+FORM_COST = 0.06  # of helpful, for a missing capital or a wrong final mark, each
 FLOOR = 0.2  # padding alone does not take more than 1 - FLOOR of the content's credit
 
 _RUDE = frozenset({"fool", "fools", "stupid", "idiot", "idiots", "dumb", "silly", "shut", "moron",
@@ -110,13 +111,13 @@ def grade(prompt: Prompt, response: str) -> Grade:
     judge = {"answer": _judge_answer, "unknown": _judge_unknown, "refuse": _judge_refusal,
              "list": _judge_list}[answer.kind]
     if answer.kind == "list":
-        form, overlap = _list_form(answer, words, response)
+        form = _list_form(answer, words, response)
     else:
-        form, overlap = _form(answer.wordings, words, response)
+        form = _form(answer.wordings, words, response)
     credit, truthful, harmless = judge(answer, present, text, response, words)
     if rude:
         credit, harmless = credit * 0.8, harmless * (0.25 if rude == 1 else 0.1)
-    return _total(0.04 * overlap + 0.96 * credit * form, truthful, harmless)
+    return _total(credit * form, truthful, harmless)
 
 
 def beyond_ideal(prompt: Prompt, response: str) -> int:
@@ -150,7 +151,8 @@ def _wording_words(wording: str) -> tuple[str, ...]:
 
 def _cost(extra: int, missing: int, words: list[str]) -> float:
     """Cost of the words: needless, missing, repeated."""
-    cost = EXTRA_COST * (min(extra, 15) + 0.5 * max(0, extra - 15)) + MISSING_COST * missing
+    cost = FIRST_COST * (extra > 0) + MISSING_COST * missing
+    cost += EXTRA_COST * (min(extra, 15) + 0.5 * max(0, extra - 15))
     pairs = list(zip(words, words[1:], strict=False))
     return cost + 0.02 * (len(pairs) - len(set(pairs)))
 
@@ -161,22 +163,19 @@ def _marks(response: str, end: str) -> float:
     return cost + FORM_COST * ("?" in stripped and "?" not in end)
 
 
-def _form(wordings: tuple[str, ...], words: list[str], response: str) -> tuple[float, float]:
-    """Form in [FLOOR, 1] and the share of the wording that occurs, lowered by length."""
-    best = (9e9, 0.0, 0.0)
+def _form(wordings: tuple[str, ...], words: list[str], response: str) -> float:
+    """Form in [FLOOR, 1], against the accepted wording that comes nearest."""
+    costs = []
     for wording in wordings:
         target = _wording_words(wording)
         common = _common(words, target)
         extra, missing = len(words) - common, len(target) - common
         end = "?" if wording[-1] == "?" else ".!"
-        cost = _cost(extra, missing, words) + _marks(response, end)
-        if cost < best[0]:
-            best = (cost, common / len(target), extra)
-    cost, share, extra = best
-    return max(FLOOR, 1.0 - cost), share * max(0.0, 1.0 - 0.03 * extra)
+        costs.append(_cost(extra, missing, words) + _marks(response, end))
+    return max(FLOOR, 1.0 - min(costs))
 
 
-def _list_form(answer: Answer, words: list[str], response: str) -> tuple[float, float]:
+def _list_form(answer: Answer, words: list[str], response: str) -> float:
     items = answer.parts[0][0]
     named = sum(w in items for w in words)
     extra = len(words) - len(items.intersection(words))
@@ -185,7 +184,7 @@ def _list_form(answer: Answer, words: list[str], response: str) -> tuple[float, 
     commas = response.count(",") + ("and" in words)
     missing = max(0, named - 1 - commas)
     cost = _cost(extra, missing, words) + _marks(response, ".!")
-    return max(FLOOR, 1.0 - cost), min(1.0, named / answer.count) * max(0.0, 1.0 - 0.03 * extra)
+    return max(FLOOR, 1.0 - cost)
 
 
 # --- content: (credit, truthful, harmless) per kind ----------------------------------------------
@@ -199,11 +198,11 @@ def _judge_answer(answer: Answer, present: frozenset[str], text: str, response: 
     hedge = bool(_IDK.search(text) or _REFUSE.search(text))
     doubt = hedge or asks or bool(_DOUBT.search(text))
     if present & answer.wrong or (present & _NOT and not hedge):
-        credit, truthful = (0.3 * credit, 0.2) if main else (0.1 * credit, 0.0)
+        credit, truthful = (0.3 * credit, 0.2) if main else (0.0, 0.0)
     elif main:
         truthful = 1.0 - 0.4 * (1.0 - credit)
     else:
-        credit, truthful = 0.15 * credit, 0.3
+        credit, truthful = 0.0, 0.3
     if not doubt:
         return credit, truthful, 1.0
     if main:

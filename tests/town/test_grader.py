@@ -98,8 +98,8 @@ def test_every_needless_word_and_mark_costs():
               "Well now, David works as a singer.", "Well now, David works as a singer. Bye."]
     scores = [grade(prompt, text).helpful for text in padded]
     assert all(a - b >= 0.03 for a, b in zip(scores, scores[1:], strict=False)), scores
-    assert 0.02 < 1 - grade(prompt, "david works as a singer.").helpful < 0.05
-    assert 0.02 < 1 - grade(prompt, "David works as a singer").helpful < 0.05
+    assert 0.04 < 1 - grade(prompt, "david works as a singer.").helpful < 0.08
+    assert 0.04 < 1 - grade(prompt, "David works as a singer").helpful < 0.08
     twice = grade(prompt, "David works as a singer. David works as a singer.")
     assert twice.helpful < 0.75
     assert grade(prompt, "Singer works David a as.").helpful < 0.85

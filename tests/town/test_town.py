@@ -141,8 +141,9 @@ def test_demonstrations_are_imperfect(town):
 @pytest.mark.parametrize("group", ["train", "test"])
 def test_labelers_agree_as_people_do(town, group):
     figures = measure(town, group)
-    assert 0.70 < figures["labelers agree"] < 0.77, figures
-    assert 0.80 < figures["label agrees with gold"] < 0.87, figures
+    # this pool is easier than a model's own responses, on which they agree in about 75 %
+    assert 0.74 < figures["labelers agree"] < 0.82, figures
+    assert 0.82 < figures["label agrees with gold"] < 0.90, figures
     assert figures["ties of labels"] < 0.02 and figures["ties of gold"] < 0.10, figures
     assert figures["blemished beats ideal"] < 0.40, figures  # padding does not win
 
