@@ -114,7 +114,7 @@ class SFTConfig:
 class RankingConfig:
     """K-way rankings of the current policy's responses."""
 
-    prompts: int = 3_200  # ranked training prompts, one labeler each; own
+    prompts: int = 4_000  # ranked training prompts, one labeler each; own
     valid_prompts: int = 200  # ranked prompts of the validation customers; own
     test_prompts: int = 400  # ranked prompts of the test customers, by held-out labelers; own
     k_low: int = 4  # K, responses per prompt, from; paper: 4
@@ -138,7 +138,7 @@ class RewardConfig:
 
     epochs: int = 3  # passes over the rankings; paper: 1
     batch_size: int = 16  # prompts per step, all pairs of a prompt together; paper: 64
-    lr: float = 1e-3  # peak, AdamW, cosine to 10 %; own (paper: 9e-6)
+    lr: float = 5e-4  # peak, AdamW, cosine to 10 %; own (paper: 9e-6)
     weight_decay: float = 0.01  # own
     max_prompt_tokens: int = 64  # longer prompts are an error; own
     max_response_tokens: int = 64  # including EOS, and those of cut-off responses; own

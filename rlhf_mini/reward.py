@@ -85,6 +85,7 @@ def train_reward_model(
         raise ValueError("there are no training rankings")
     encoded = encode_rankings(tokenizer, train, config)
     encoded_valid = encode_rankings(tokenizer, valid, config)
+    lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses, _ in encoded]
     optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr,
                                   weight_decay=config.weight_decay)
     record = TrainingRecord(directory, {"reward_model": reward_model}, {"adamw": optimizer},
@@ -94,7 +95,7 @@ def train_reward_model(
     bar = progress(steps, "reward", first)
     reward_model.eval()  # no dropout
     for step in range(first, steps):
-        epoch, rows, last = epoch_batch(step, len(encoded), config.batch_size,
+        epoch, rows, last = epoch_batch(step, lengths, config.batch_size,
                                         lambda epoch: make_generator(seed, "reward", str(epoch)))
         batch = pack_rankings([encoded[i] for i in rows], tokenizer.pad_token_id)
         batch = batch.to(reward_model.model.device)

@@ -94,6 +94,7 @@ def train_sft(
     limits = config.max_prompt_tokens, config.max_response_tokens
     pairs, valid_pairs = ([encode_pair(tokenizer, d.prompt, d.response, *limits, where=d.id)
                            for d in split] for split in (train, valid))
+    lengths = [len(prompt) + len(response) for prompt, response in pairs]
     best = freeze(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.01)
     record = TrainingRecord(directory, {"policy": policy, "best": best}, {"adamw": optimizer},
@@ -105,7 +106,7 @@ def train_sft(
     steps = config.epochs * -(-len(pairs) // config.batch_size)
     bar = progress(steps, "sft", first)
     for step in range(first, steps):
-        epoch, rows, last = epoch_batch(step, len(pairs), config.batch_size,
+        epoch, rows, last = epoch_batch(step, lengths, config.batch_size,
                                         lambda epoch: make_generator(seed, "sft", str(epoch)))
         lr = config.lr * cosine_lr(step, steps)
         stats = _sft_step(policy, optimizer, [pairs[i] for i in rows], lr, step,

@@ -107,21 +107,28 @@ def warmup_factor(iteration: int, warmup_iterations: int) -> float:
 
 
 def epoch_batch(
-    step: int, items: int, batch_size: int, generator_of_epoch
+    step: int, lengths: list[int], batch_size: int, generator_of_epoch
 ) -> tuple[int, list[int], bool]:
     """Say which items step `step` takes, when each epoch visits all items in a new order.
 
+    Items of similar length go together, so that little of a batch is padding: the shuffled items
+    are cut into pools of 16 batches, each pool is sorted, and the batches are shuffled again.
+
     Args:
         step: from 0.
-        items: how many there are.
-        batch_size: at most so many per step; the last batch of an epoch may be smaller.
+        lengths: of each item, in tokens.
+        batch_size: at most so many per step; one batch of an epoch may be smaller.
         generator_of_epoch: epoch -> torch.Generator of its order.
 
     Returns:
         The epoch, the indices, and whether this is the epoch's last batch.
     """
-    per_epoch = -(-items // batch_size)
+    per_epoch = -(-len(lengths) // batch_size)
     epoch, index = divmod(step, per_epoch)
-    order = torch.randperm(items, generator=generator_of_epoch(epoch)).tolist()
-    chosen = order[index * batch_size:(index + 1) * batch_size]
-    return epoch, chosen, index == per_epoch - 1
+    generator = generator_of_epoch(epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    pool = 16 * batch_size
+    order = [item for i in range(0, len(order), pool)
+             for item in sorted(order[i:i + pool], key=lengths.__getitem__)]
+    turn = torch.randperm(per_epoch, generator=generator).tolist()[index]
+    return epoch, order[turn * batch_size:(turn + 1) * batch_size], index == per_epoch - 1

@@ -36,16 +36,23 @@ def test_an_epoch_visits_every_item_once_in_a_new_order(items, size):
     per_epoch = math.ceil(items / size)
     epochs = []
     for epoch in range(3):
-        batches = [epoch_batch(epoch * per_epoch + i, items, size, order)
+        batches = [epoch_batch(epoch * per_epoch + i, [5] * items, size, order)
                    for i in range(per_epoch)]
         assert {e for e, _, _ in batches} == {epoch}
         assert [last for _, _, last in batches] == [False] * (per_epoch - 1) + [True]
         visited = sum((rows for _, rows, _ in batches), [])
         assert sorted(visited) == list(range(items))
-        assert all(len(rows) == size for _, rows, _ in batches[:-1])
+        assert sorted(len(rows) for _, rows, _ in batches)[1:] == [size] * (per_epoch - 1)
         epochs.append(visited)
     if items > 2:
         assert epochs[0] != epochs[1]
+
+
+def test_a_batch_holds_items_of_similar_length():
+    lengths = [i % 50 for i in range(200)]
+    for step in range(50):
+        _, rows, _ = epoch_batch(step, lengths, 4, order)
+        assert max(lengths[i] for i in rows) - min(lengths[i] for i in rows) <= 20
 
 
 def make_record(directory, every=2):
