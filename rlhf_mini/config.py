@@ -40,7 +40,7 @@ class TownConfig:
     """The synthetic world and the sizes of its files."""
 
     seed: int = 0  # seed of the world itself; own
-    residents: int = 40  # people with facts; own
+    residents: int = 24  # people with facts; own
     documents: int = 30_000  # pretraining documents; own
     labeler_prompts: int = 1_200  # prompts written by labelers (train); own
     customer_prompts: int = 5_000  # prompts of the training customers; own
@@ -72,9 +72,9 @@ class PretrainConfig:
     heads: int = 4  # own
     context: int = 128  # tokens; own
     init_std: float = 0.06  # standard deviation of the initial weights; own (0.02 in GPT-2)
-    steps: int = 900  # optimiser steps on the corpus; own
-    copy_steps: int = 200  # first steps, on repeated random tokens (learns to copy); own
-    batch_size: int = 32  # rows per step; own
+    steps: int = 1_800  # optimiser steps on the corpus; own
+    copy_steps: int = 350  # first steps, on repeated random tokens (learns to copy); own
+    batch_size: int = 16  # rows per step; own
     row_tokens: int = 64  # tokens per row; own
     lr: float = 3e-3  # AdamW, embeddings and norms; own
     muon_lr: float = 0.02  # Muon, block matrices; own
@@ -114,7 +114,7 @@ class SFTConfig:
 class RankingConfig:
     """K-way rankings of the current policy's responses."""
 
-    prompts: int = 4_000  # ranked training prompts, one labeler each; own
+    prompts: int = 6_000  # ranked training prompts, one labeler each; own
     valid_prompts: int = 200  # ranked prompts of the validation customers; own
     test_prompts: int = 400  # ranked prompts of the test customers, by held-out labelers; own
     k_low: int = 4  # K, responses per prompt, from; paper: 4
@@ -136,7 +136,7 @@ class RankingConfig:
 class RewardConfig:
     """The reward model."""
 
-    epochs: int = 3  # passes over the rankings; paper: 1
+    epochs: int = 2  # passes over the rankings; paper: 1
     batch_size: int = 16  # prompts per step, all pairs of a prompt together; paper: 64
     lr: float = 5e-4  # peak, AdamW, cosine to 10 %; own (paper: 9e-6)
     weight_decay: float = 0.01  # own
@@ -154,11 +154,11 @@ class RewardConfig:
 class PPOConfig:
     """Proximal policy optimisation against the reward model."""
 
-    iterations: int = 30  # rollouts; own
+    iterations: int = 20  # rollouts; own
     episodes: int = 128  # B, prompts per rollout; paper: 512
     minibatches: int = 2  # optimiser steps per epoch; paper: 8
     epochs: int = 2  # inner epochs over a rollout; paper: 1
-    lr: float = 3e-4  # policy; own
+    lr: float = 2e-4  # policy; own
     value_lr: float = 1e-3  # value model; own
     warmup_iterations: int = 3  # linear from a tenth of lr, then constant; paper: 10
     adam_eps: float = 1e-5  # N+
@@ -169,7 +169,7 @@ class PPOConfig:
     gamma: float = 1.0  # discount; paper
     gae_lambda: float = 0.95  # lambda; N+
     whiten_advantages: bool = True  # mean 0, variance 1 over the rollout's tokens; N+
-    kl_coef: float = 0.1  # beta, per-token KL penalty; own (paper: 0.02)
+    kl_coef: float = 0.2  # beta, per-token KL penalty; own (paper: 0.02)
     kl_target: float = 0.0  # nats per sequence; above 0 makes beta adaptive; Ziegler et al. 2019: 6
     kl_horizon: int = 10_000  # episodes, time scale of the adaptive beta; Ziegler et al. 2019
     kl_stop: float = 0.0  # nats per sequence to the reference that end training; 0 = never; own
