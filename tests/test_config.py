@@ -65,7 +65,7 @@ def test_configs_are_frozen():
     (TownConfig, "documents", 0, "a number above 0"),
     (PretrainConfig, "hidden", 130, "a multiple of heads=4"),
     (PretrainConfig, "row_tokens", 129, "at most context=128"),
-    (PretrainConfig, "copy_steps", 901, "at most steps=900"),
+    (PretrainConfig, "copy_steps", 1801, "at most steps=1800"),
     (PretrainConfig, "lr", 0.0, "a number above 0"),
     (SFTConfig, "dropout", 1.5, "a number from 0 to 1"),
     (SFTConfig, "min_eos_rate", -0.1, "a number from 0 to 1"),
@@ -120,7 +120,7 @@ def test_override_reads_text():
     ("ppo.kl_coff=1", "--set ppo.kl_coff: ppo has the fields iterations, episodes"),
     ("pppo.kl_coef=1", "--set pppo.kl_coef: no such field"),
     ("lr=1", "--set lr: ambiguous, write one of pretrain.lr, sft.lr, reward.lr, ppo.lr"),
-    ("kl_coef=big", "--set kl_coef=big: expected a value of type float, such as 0.1"),
+    ("kl_coef=big", "--set kl_coef=big: expected a value of type float, such as 0.2"),
     ("iterations=1.5", "--set iterations=1.5: expected a value of type int"),
     ("iterations=True", "--set iterations=True: expected a value of type int"),
     ("whiten_advantages=1", "--set whiten_advantages=1: expected a value of type bool"),
@@ -161,7 +161,6 @@ def _owner(node: ast.Attribute) -> str:
     return value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", "")
 
 
-@pytest.mark.xfail(strict=False, reason="modules still arriving")
 def test_every_field_is_read():
     """A setting that nothing reads is a lie; reads through an object called *config* or a stage."""
     read = {attr for owner, attr in _attributes_read()

@@ -124,8 +124,9 @@ def test_zero_shot_items(town):
         assert len(set(item.choices)) == len(item.choices)
         lengths = [len(c.split()) for c in item.choices]
         assert max(lengths) - min(lengths) <= 1
-    assert {t: len(v) for t, v in by_task.items()} == dict.fromkeys(
-        ("facts", "reading", "summary", "sentiment"), 150)
+    counts = {task: len(items) for task, items in by_task.items()}
+    assert 100 <= counts.pop("facts") <= 150  # one per fact that the corpus states
+    assert counts == dict.fromkeys(("reading", "summary", "sentiment"), 150)
     for items in by_task.values():  # the place of the answer says nothing
         share = statistics.mean(i.answer == 0 for i in items)
         assert abs(share - 1 / len(items[0].choices)) < 0.12
