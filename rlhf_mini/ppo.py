@@ -49,7 +49,7 @@ def policy_loss(
 
     Returns:
         Scalar loss; stats `policy_loss`, `approx_kl` (nats per token, from the rollout policy to
-        the current one, k3), `clip_fraction`, `ratio_mean`, `ratio_max`.
+        the current one, k3), `clip_fraction`, `ratio_mean`, `ratio_min`, `ratio_max`.
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
     """
@@ -64,7 +64,8 @@ def policy_loss(
             "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, response_mask).item(),
             "clip_fraction": masked_mean((clipped > unclipped).float(), response_mask).item(),
             "ratio_mean": masked_mean(ratio, response_mask).item(),
-            "ratio_max": ratio.max().item(),
+            "ratio_min": torch.where(response_mask, ratio, torch.inf).min().item(),
+            "ratio_max": torch.where(response_mask, ratio, 0).max().item(),
         }
     return loss, stats
 
@@ -189,7 +190,6 @@ def update(
     size = episodes // config.minibatches
     steps = config.epochs * config.minibatches
     chunks = [None] * steps if ptx_rows is None else ptx_rows.tensor_split(steps)
-    first_error = None
     for epoch in range(config.epochs):
         order = torch.randperm(episodes, generator=generator).to(rollout.scores.device)
         for i in range(config.minibatches):
@@ -197,14 +197,14 @@ def update(
             part = Targets(targets.advantages[rows], targets.returns[rows])
             stats = update_minibatch(policy, value_model, optimizer, rollout.rows(rows), part,
                                      config, chunks[epoch * config.minibatches + i], step)
-            if first_error is None:
-                first_error = max(abs(stats["ratio_max"] - 1), abs(stats["ratio_mean"] - 1))
             history.append(stats)
         if 0 < config.update_kl_stop < history[-1]["approx_kl"]:
             break
     means = {name: sum(h[name] for h in history) / len(history) for name in history[0]}
-    return means | {"first_ratio_error": first_error,
-                    "ratio_max": max(h["ratio_max"] for h in history)}
+    first = history[0]
+    return means | {"ratio_min": min(h["ratio_min"] for h in history),
+                    "ratio_max": max(h["ratio_max"] for h in history),
+                    "first_ratio_error": max(first["ratio_max"] - 1, 1 - first["ratio_min"])}
 
 
 @torch.no_grad()

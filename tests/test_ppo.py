@@ -165,6 +165,7 @@ def test_stats_of_the_policy_loss_are_masked_means():
     ratios = np.exp([0.5, -0.1, -0.4])
     assert stats["ratio_mean"] == pytest.approx(ratios.mean())
     assert stats["ratio_max"] == pytest.approx(ratios.max())
+    assert stats["ratio_min"] == pytest.approx(ratios.min())
     assert stats["clip_fraction"] == pytest.approx(2 / 3)
     # KL(old || new) over tokens drawn from old: k3 with d = old - new
     d = np.array([-0.5, 0.1, 0.4])
@@ -405,7 +406,7 @@ def test_every_episode_is_used_once_per_epoch(tokenizer, monkeypatch):
 
     def spy(policy, value_model, optimizer, rollout, targets, config, ptx_rows, step):
         seen.append((rollout.scores.tolist(), None if ptx_rows is None else ptx_rows.tolist()))
-        return {"ratio_max": 1.0, "ratio_mean": 1.0, "approx_kl": 0.0}
+        return {"ratio_max": 1.0, "ratio_min": 1.0, "approx_kl": 0.0}
 
     monkeypatch.setattr(ppo, "update_minibatch", spy)
     policy, value_model, rollout, targets = setting(tokenizer)
@@ -421,7 +422,7 @@ def test_every_episode_is_used_once_per_epoch(tokenizer, monkeypatch):
 def test_any_number_of_corpus_rows_is_split_over_the_minibatches(tokenizer, monkeypatch, rows):
     counts = []
     monkeypatch.setattr(ppo, "update_minibatch", lambda *a: (
-        counts.append(len(a[6])), {"ratio_max": 1.0, "ratio_mean": 1.0, "approx_kl": 0.0})[1])
+        counts.append(len(a[6])), {"ratio_max": 1.0, "ratio_min": 1.0, "approx_kl": 0.0})[1])
     policy, value_model, rollout, targets = setting(tokenizer)
     update(policy, value_model, None, rollout, targets, CONFIG, make_generator(0, "m"),
            CORPUS[:rows])
@@ -431,7 +432,7 @@ def test_any_number_of_corpus_rows_is_split_over_the_minibatches(tokenizer, monk
 def test_an_update_stops_when_it_left_the_rollout_policy(tokenizer, monkeypatch):
     calls = []
     monkeypatch.setattr(ppo, "update_minibatch", lambda *a: (
-        calls.append(1), {"ratio_max": 1.0, "ratio_mean": 1.0, "approx_kl": 0.03})[1])
+        calls.append(1), {"ratio_max": 1.0, "ratio_min": 1.0, "approx_kl": 0.03})[1])
     policy, value_model, rollout, targets = setting(tokenizer)
     for limit, expected in ((0.0, 4), (0.02, 2), (0.05, 4)):
         calls.clear()
