@@ -70,11 +70,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def check_pad_token(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
-    """Refuse a tokenizer whose PAD is its EOS.
-
-    Raises:
-        ValueError: if they are the same token.
-    """
+    """Raise ValueError for a tokenizer whose PAD is its EOS."""
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
             f"{path}: pad_token and eos_token are both {tokenizer.eos_token!r} "
@@ -113,11 +109,7 @@ def load_policy(
 def match_embeddings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path
 ) -> None:
-    """Add the embedding of a new PAD token; refuse a tokenizer made for another model.
-
-    Raises:
-        ValueError: if the tokenizer has ids that the model lacks, or far fewer than it has.
-    """
+    """Add the embedding of a new PAD token; raise ValueError for another model's tokenizer."""
     vocabulary, tokens = model.config.vocab_size, len(tokenizer)
     if tokens == vocabulary + 1 and tokenizer.pad_token_id == vocabulary:
         model.resize_token_embeddings(tokens, mean_resizing=False)
