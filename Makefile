@@ -25,14 +25,14 @@ run: $(VENV)/installed
 test: STEPS = 4
 test: $(VENV)/installed-test
 	@echo "[3/4] Lint"
-	@$(VENV)/bin/python -m ruff check rlhf_mini tests
+	@$(VENV)/bin/python -m ruff check rlhf_mini tests benchmarks
 	@echo "[4/4] Tests"
 	@$(VENV)/bin/python -m pytest
 
 lint: STEPS = 3
 lint: $(VENV)/installed-test
 	@echo "[3/3] Lint"
-	@$(VENV)/bin/python -m ruff check rlhf_mini tests
+	@$(VENV)/bin/python -m ruff check rlhf_mini tests benchmarks
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -3,13 +3,18 @@
     for seed in 0 1 2 3 4; do rlhf-mini run --preset cpu --seed $seed --out runs/seed-$seed; done
     python benchmarks/seeds.py runs/seed-*
 
-Writes seeds.json (every value of every seed, with what made it) and seeds.md (the README's tables)
-to data/recorded/seeds/.
+Writes to data/recorded/seeds/: seeds.json (every value of every seed, with what made it), seeds.md
+(the same as tables) and, from the first run, headline.png and samples.md (the first test prompt of
+each family and the first response sampled at T = 1). Puts the README's part of it between the
+README's "recorded" marks.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -17,7 +22,8 @@ import scipy.stats
 
 from rlhf_mini.runtime import atomic_write, read_json, write_json
 
-OUT = Path(__file__).parent.parent / "data" / "recorded" / "seeds"
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "data" / "recorded" / "seeds"
 GOLD = [(f"{name}, gold {how}", f"eval.{name}.{how}.gold.mean")
         for how in ("sampled", "greedy") for name in ("base", "sft", "ppo", "ppo_ptx")]
 EFFECT = [(f"{label}, {how}", f"{key}.{how}.{part}") for how in ("sampled", "greedy")
@@ -60,6 +66,35 @@ def interval_over_seeds(values: list[float], confidence: float = 0.95) -> dict[s
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
+def write_table(title: str, rows: dict, seeds: list[int]) -> list[str]:
+    """Return the lines of one Markdown table."""
+    lines = [f"### {title}", "", "| | mean [95 % over seeds] | "
+             + " | ".join(f"seed {seed}" for seed in seeds) + " |",
+             "|---|---|" + "---|" * len(seeds)]
+    for label, path in TABLES[title]:
+        row = rows[path]
+        digits = 0 if row["mean"] > 100 else 3
+        mean, low, high = (f"{row[k]:.{digits}f}" for k in ("mean", "low", "high"))
+        lines.append(f"| {label} | {mean} [{low}, {high}] | "
+                     + " | ".join(f"{v:.{digits}f}" for v in row["seeds"]) + " |")
+    return [*lines, ""]
+
+
+def write_samples(folder: Path, models: tuple[str, ...] = ("base", "sft", "ppo")) -> list[str]:
+    """Return a Markdown table: the first prompt of each family, one sample per model."""
+    lines = ["| prompt | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
+    seen = set()
+    for line in (folder / "evaluation" / "responses.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if row["family"] not in seen:
+            seen.add(row["family"])
+            cells = [row["models"][m]["sampled"][0] for m in models]
+            cells = [f"{c['response']} *({c['gold']:.2f})*" for c in cells]
+            lines.append("| " + " | ".join(x.replace("|", "\\|").replace("\n", " ")
+                                          for x in [row["prompt"], *cells]) + " |")
+    return [*lines, ""]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
@@ -71,24 +106,30 @@ def main() -> None:
         parser.error("two of the runs have the same seed")
     if any(report["config"] != reports[0]["config"] for report in reports):
         parser.error("the runs have different configurations")
-    rows, text = {}, []
-    for title, quantities in TABLES.items():
-        text += [f"### {title}", "", "| | mean [95 % over seeds] | "
-                 + " | ".join(f"seed {r['seed']}" for r in reports) + " |",
-                 "|---|---|" + "---|" * len(reports)]
-        for label, path in quantities:
+    seeds = [report["seed"] for report in reports]
+    rows = {}
+    for quantities in TABLES.values():
+        for _, path in quantities:
             values = [look_up(report, path) for report in reports]
             rows[path] = {"seeds": values} | interval_over_seeds(values)
-            digits = 0 if values[0] > 100 else 3
-            mean, low, high = (f"{rows[path][k]:.{digits}f}" for k in ("mean", "low", "high"))
-            text.append(f"| {label} | {mean} [{low}, {high}] | "
-                        + " | ".join(f"{v:.{digits}f}" for v in values) + " |")
-        text.append("")
-    manifest = {"command": __doc__.split("\n\n")[1].strip(), "config": reports[0]["config"],
-                "seeds": [r["seed"] for r in reports], "versions": reports[0]["versions"]}
+    manifest = {"commands": __doc__.split("\n\n")[1].split("\n"), "config": reports[0]["config"],
+                "seeds": seeds, "versions": reports[0]["versions"],
+                "threads": reports[0]["threads"]}
+    tables = {title: write_table(title, rows, seeds) for title in TABLES}
+    samples = write_samples(folders[0])
     write_json(OUT / "seeds.json", {"manifest": manifest, "quantities": rows})
-    atomic_write(OUT / "seeds.md", "\n".join(text))
-    print(f"wrote {OUT}/seeds.json and seeds.md")
+    atomic_write(OUT / "seeds.md", "\n".join(line for t in tables.values() for line in t))
+    atomic_write(OUT / "samples.md", "\n".join(samples))
+    shutil.copyfile(folders[0] / "figures" / "headline.png", OUT / "headline.png")
+    parts = [line for title in ("Gold score", "PPO against SFT", "Reward model")
+             for line in tables[title]]
+    shown = "\n".join([*parts, "### The same prompts, three models", "", *samples])
+    readme = ROOT / "README.md"
+    begin, end = "<!-- recorded: begin -->\n", "<!-- recorded: end -->"
+    text = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{shown}\n{end}",
+                  readme.read_text("utf-8"), flags=re.DOTALL)
+    atomic_write(readme, text)
+    print(f"wrote {OUT} and README.md")
 
 
 if __name__ == "__main__":
