@@ -49,7 +49,7 @@ class TownConfig:
     demonstrations: int = 300  # written by labelers, training split; own
     valid_demonstrations: int = 100  # on prompts of the validation customers; own
     demonstration_errors: float = 0.15  # share with a wrong or weak response; own
-    demonstration_padding: float = 0.45  # share with needless words or careless form; own
+    demonstration_padding: float = 0.6  # share with needless words or careless form; own
     label_noise: float = 0.14  # mean scale of the labelers' Gumbel noise, overall score; own
 
     def __post_init__(self) -> None:
