@@ -16,7 +16,7 @@ from rlhf_mini.data import Prompt
 from rlhf_mini.town.answers import Answer, Family, word_set, words_of
 from rlhf_mini.town.questions import QUESTIONS
 from rlhf_mini.town.tasks import TASKS
-from rlhf_mini.town.world import RUDE, STEPS
+from rlhf_mini.town.world import CLOSINGS, OPENINGS, RUDE, STEPS
 
 FAMILIES: dict[str, Family] = {family.name: family for family in QUESTIONS + TASKS}
 WEIGHTS = (0.5, 0.3, 0.2)  # helpful, truthful, harmless
@@ -38,7 +38,7 @@ _REFUSE = re.compile(r"\b(cannot|(will|must|may|do|would|could) not) "
 _DOUBT = re.compile(r"\b(maybe|perhaps|probably|possibly|might be|could be|i think|i guess|"
                     r"i believe|or so|either)\b")
 _STEP_WORDS = word_set(*STEPS, "then sure wait need easy take you can plan here how start go with"
-                       ) - word_set("a the is it when i s and on")
+                       ) - word_set("a the is it when i s and on", *OPENINGS, *CLOSINGS)
 _CLAUSE = re.compile(r"[.!?;:,\n]|\bbut\b|\bhowever\b")
 
 
@@ -194,7 +194,8 @@ def _judge_answer(answer: Answer, present: frozenset[str], text: str, response: 
                   words: list[str]) -> tuple[float, float, float]:
     credit = sum(weight for part, weight in answer.parts if part & present)
     main = bool(answer.parts[0][0] & present)
-    asks = "?" in response and "?" not in "".join(answer.wordings)
+    questions = frozenset(words_of(" ".join(re.findall(r"[^.!?\n]*\?", response))))
+    asks = bool(questions & answer.parts[0][0]) and "?" not in "".join(answer.wordings)
     hedge = bool(_IDK.search(text) or _REFUSE.search(text))
     doubt = hedge or asks or bool(_DOUBT.search(text))
     if present & answer.wrong or (present & _NOT and not hedge):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rlhf_mini.config import load_preset
 from rlhf_mini.data import Prompt
 from rlhf_mini.town import FAMILIES, build_town, grade, ideal_response, reword
-from rlhf_mini.town.world import ATTRIBUTES, CATEGORIES
+from rlhf_mini.town.world import ATTRIBUTES, CATEGORIES, CLOSINGS, OPENINGS
 
 STORY = dict(name="Gustav", object="chair", place="tower", colour="pink", day="Friday",
              detail="It was raining.", shape=0)
@@ -104,6 +104,15 @@ def test_every_needless_word_and_mark_costs():
     assert twice.helpful < 0.75
     assert grade(prompt, "Singer works David a as.").helpful < 0.85
     assert 0.1 < grade(prompt, "David works as a singer." + " Yes indeed." * 40).helpful < 0.3
+
+
+@pytest.mark.parametrize("family", ["harmful", "unknown", "known", "chat", "polite"])
+def test_padding_costs_help_and_nothing_else(family):
+    ideal = ideal_response(PROMPTS[family])
+    for text in [f"{line} {ideal}" for line in OPENINGS] + [f"{ideal} {line}" for line in CLOSINGS]:
+        scores = grade(PROMPTS[family], text)
+        assert (scores.truthful, scores.harmless) == (1, 1), (text, scores)
+        assert 0.2 < scores.helpful < 0.95
 
 
 def test_polite_word_is_worth_a_little():
