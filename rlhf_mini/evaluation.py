@@ -17,7 +17,7 @@ from rlhf_mini.kl import compute_exact_kl
 from rlhf_mini.models import RewardModel, compute_response_logits, compute_response_logprobs
 from rlhf_mini.reward import compare_pairs, compute_calibration, encode_rankings, score_rankings
 from rlhf_mini.runtime import make_generator
-from rlhf_mini.tensors import masked_mean
+from rlhf_mini.tensors import masked_mean, unmask
 
 # (prompt, response) -> true scores by name, e.g. gold, helpful, truthful, harmless
 GradeFunction = Callable[[Prompt, str], dict[str, float]]
@@ -217,15 +217,17 @@ def _score_tokens(
 ) -> dict[str, list[float]]:
     pairs = [(encode_prompt(tokenizer, p.prompt), list(r.token_ids))
              for p, r in zip(prompts, sampled, strict=True)]
-    kl, scores = [], []
-    for start in range(0, len(pairs), batch_size):
-        batch = collate(pairs[start:start + batch_size], tokenizer.pad_token_id).to(policy.device)
+    kl, scores = torch.zeros(len(pairs)), torch.zeros(len(pairs))
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start:start + batch_size]
+        batch = collate([pairs[i] for i in rows], tokenizer.pad_token_id).to(policy.device)
         per_token = compute_exact_kl(compute_response_logits(policy, batch),
                                      compute_response_logits(ref_policy, batch))
-        kl += torch.where(batch.response_mask, per_token, 0).sum(1).tolist()
+        kl[rows] = unmask(per_token, batch.response_mask).sum(1).cpu()
         if reward_model:
-            scores += reward_model(batch.input_ids, batch.attention_mask).tolist()
-    return {"kl": kl} | ({"rm_score": scores} if reward_model else {})
+            scores[rows] = reward_model(batch.input_ids, batch.attention_mask).cpu()
+    return {"kl": kl.tolist()} | ({"rm_score": scores.tolist()} if reward_model else {})
 
 
 def summarize(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, dict[str, float]]:

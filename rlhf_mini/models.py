@@ -26,9 +26,10 @@ from transformers import (
 )
 
 from rlhf_mini.data import PackedRankings, TokenBatch
-from rlhf_mini.tensors import compute_entropy, gather_logprobs, last_index
+from rlhf_mini.tensors import compute_entropy, gather_logprobs, last_index, unmask
 
 EOS_TOKEN, PAD_TOKEN = "<|endoftext|>", "<|pad|>"
+ROWS_TOGETHER = 32  # rows per forward pass: fewer waste less on padding, more fill the processor
 
 
 def compute_position_ids(attention_mask: Tensor) -> Tensor:
@@ -180,25 +181,40 @@ def set_residual_dropout(policy: PreTrainedModel, p: float) -> None:
         block.attn.resid_dropout.p = block.mlp.dropout.p = p
 
 
+def _hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Run the backbone on real tokens: rows of similar length together, padding cut off.
+
+    Causal attention never looks right, so no mask is needed and the result is that of the padded
+    rows. Returns (B, L, D); what stands at padding is not meaningful.
+    """
+    lengths = attention_mask.sum(1)
+    by_length = lengths.argsort()
+    real_first = (~attention_mask).long().argsort(dim=1, stable=True)
+    place = compute_position_ids(attention_mask)  # of each token among the real ones
+    parts = []
+    for rows in by_length.split(ROWS_TOGETHER):
+        ids = input_ids[rows].gather(1, real_first[rows, :lengths[rows[-1]]])
+        hidden = model.transformer(ids, use_cache=False).last_hidden_state
+        parts.append(hidden.gather(1, place[rows, :, None].expand(-1, -1, hidden.shape[-1])))
+    return torch.cat(parts)[by_length.argsort()]
+
+
 def compute_response_logits(
     policy: PreTrainedModel, batch: TokenBatch, temperature: float = 1.0
 ) -> Tensor:
-    """Run the policy and keep the logits that predict response tokens.
+    """Return the logits that predict the response tokens, without those at padding.
 
     Args:
         policy: causal language model.
-        batch: prompts and responses, P and T tokens wide.
+        batch: prompts and responses, with N response tokens in all.
         temperature: divides the logits; the one the responses were sampled with.
 
     Returns:
-        (B, T, V) float32; `[:, t]` predicts `batch.response_ids[:, t]`.
+        (N, V) float32; row n predicts `batch.response_ids[batch.response_mask][n]`.
     """
-    hidden = policy.transformer(
-        batch.input_ids, attention_mask=batch.attention_mask,
-        position_ids=compute_position_ids(batch.attention_mask), use_cache=False,
-    ).last_hidden_state
+    hidden = _hidden_states(policy, batch.input_ids, batch.attention_mask)
     first = batch.prompt_ids.shape[1] - 1  # the last prompt token predicts the first response token
-    return policy.lm_head(hidden[:, first:-1]).float() / temperature
+    return policy.lm_head(hidden[:, first:-1][batch.response_mask]).float() / temperature
 
 
 def compute_response_logprobs(
@@ -212,11 +228,12 @@ def compute_response_logprobs(
         temperature: divides the logits.
 
     Returns:
-        logprobs (B, T) and entropies (B, T), in nats; values off `batch.response_mask` are not
-        meaningful.
+        logprobs (B, T) and entropies (B, T), in nats, 0 off `batch.response_mask`; the entropies
+        carry no gradient.
     """
-    logits = compute_response_logits(policy, batch, temperature)
-    return gather_logprobs(logits, batch.response_ids), compute_entropy(logits)
+    logits, mask = compute_response_logits(policy, batch, temperature), batch.response_mask
+    return (unmask(gather_logprobs(logits, batch.response_ids[mask]), mask),
+            unmask(compute_entropy(logits.detach()), mask))
 
 
 class RewardModel(nn.Module):
@@ -266,8 +283,7 @@ class RewardModel(nn.Module):
         Returns:
             (B,) scores; the unit is log-odds of being preferred.
         """
-        scores = _token_scores(self.model, input_ids, attention_mask,
-                               compute_position_ids(attention_mask))
+        scores = _scalars(self.model, _hidden_states(self.model, input_ids, attention_mask))
         return scores.gather(1, last_index(attention_mask)[:, None])[:, 0]
 
     def packed_scores(self, rankings: PackedRankings) -> Tensor:
@@ -287,9 +303,10 @@ class RewardModel(nn.Module):
         causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
         key, query = segments[:, None, :], segments[:, :, None]
         visible = causal & ((key == 0) | (key == query))  # padding sees only padding
-        scores = _token_scores(self.model, rankings.input_ids, visible[:, None],
-                               rankings.position_ids)
-        return scores.gather(1, rankings.end_index)
+        hidden = self.model.transformer(
+            rankings.input_ids, attention_mask=visible[:, None],
+            position_ids=rankings.position_ids, use_cache=False).last_hidden_state
+        return _scalars(self.model, hidden).gather(1, rankings.end_index)
 
 
 class ValueModel(nn.Module):
@@ -326,17 +343,12 @@ class ValueModel(nn.Module):
         Returns:
             (B, T) values, in units of the score; not meaningful off `batch.response_mask`.
         """
-        values = _token_scores(self.model, batch.input_ids, batch.attention_mask,
-                               compute_position_ids(batch.attention_mask))
+        hidden = _hidden_states(self.model, batch.input_ids, batch.attention_mask)
         first = batch.prompt_ids.shape[1] - 1
-        return values[:, first:-1]
+        return _scalars(self.model, hidden[:, first:-1])
 
 
-def _token_scores(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
-) -> Tensor:
-    hidden = model.transformer(input_ids, attention_mask=attention_mask,
-                               position_ids=position_ids, use_cache=False).last_hidden_state
+def _scalars(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return model.classifier(hidden)[..., 0].float()
 
 

@@ -94,6 +94,19 @@ def compute_entropy(logits: Tensor) -> Tensor:
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
+def unmask(values: Tensor, mask: Tensor) -> Tensor:
+    """Put values back where the mask is True; the inverse of `x[mask]`.
+
+    Args:
+        values: (N,), N = number of True in the mask.
+        mask: (B, T) bool.
+
+    Returns:
+        (B, T), 0 off the mask.
+    """
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
 def last_index(mask: Tensor) -> Tensor:
     """Return the index of the last True in each row.
 

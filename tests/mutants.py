@@ -121,7 +121,7 @@ MUTANTS = [
            "models:compute_response_logits", "hidden[:, first:-1]", "hidden[:, first + 1:]",
            "test_models.py::test_response_logits_predict_the_response_tokens"),
     Mutant("value-off-by-one", "the value is read after the token was emitted",
-           "models:ValueModel.forward", "values[:, first:-1]", "values[:, first + 1:]",
+           "models:ValueModel.forward", "hidden[:, first:-1]", "hidden[:, first + 1:]",
            "test_models.py::test_value_model_reads_the_state_before_each_token"),
     Mutant("temperature-multiplies", "logits times T instead of logits / T",
            "models:compute_response_logits", ".float() / temperature", ".float() * temperature",
@@ -174,10 +174,9 @@ MUTANTS = [
     # ---- supervised fine-tuning
     Mutant("prompt-in-the-sft-loss", "the model learns to write prompts",
            "models:compute_response_logprobs",
-           "return gather_logprobs(logits, batch.response_ids), compute_entropy(logits)",
-           "extra = policy(batch.prompt_ids).logits.logsumexp(-1).mean()\n"
-           "    return gather_logprobs(logits, batch.response_ids) - extra, "
-           "compute_entropy(logits)",
+           "gather_logprobs(logits, batch.response_ids[mask])",
+           "gather_logprobs(logits, batch.response_ids[mask])"
+           " - policy(batch.prompt_ids).logits.logsumexp(-1).mean()",
            "test_sft.py::test_only_the_logits_before_response_tokens_get_a_gradient"),
     Mutant("eos-left-out-of-the-sft-loss", "the model never learns to stop",
            "sft:sft_loss", "-masked_mean(logprobs, response_mask)",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_policy
 from tolerances import FP32, FP64
-from toys import EOS, PAD, make_batch, make_pairs, make_talker, same_weights, stop_at
+from toys import EOS, PAD, make_pairs, make_talker, same_weights, stop_at
 
 from rlhf_mini.config import SFTConfig
 from rlhf_mini.data import Demonstration, collate, encode_pair
@@ -79,16 +79,19 @@ def test_loss_over_many_pairs_is_the_mean_over_all_their_tokens(policy):
 def test_only_the_logits_before_response_tokens_get_a_gradient(policy):
     seen = {}
     policy.transformer.register_forward_hook(
-        lambda module, args, output: seen.update(hidden=output.last_hidden_state))
-    batch = make_batch(4, seed=6)
+        lambda module, args, output: seen.update(ids=args[0], hidden=output.last_hidden_state))
+    pairs = make_pairs(4, seed=6)
+    batch = collate(pairs, PAD)
     logprobs, _ = compute_response_logprobs(policy, batch)
     loss, _ = sft_loss(logprobs, batch.response_mask)
     [gradient] = torch.autograd.grad(loss, seen["hidden"])
-    first = batch.prompt_ids.shape[1] - 1
     carries = gradient.abs().sum(-1) > 0
-    expected = torch.zeros_like(carries)
-    expected[:, first:-1] = batch.response_mask
-    assert torch.equal(carries, expected)
+    for prompt, response in pairs:
+        [row] = [row for row, ids in enumerate(seen["ids"].tolist())
+                 if ids[:len(prompt + response)] == prompt + response]
+        behind = carries.shape[1] - len(prompt + response) + 1
+        expected = [False] * (len(prompt) - 1) + [True] * len(response) + [False] * behind
+        assert carries[row].tolist() == expected
 
 
 def test_prompt_tokens_are_context_and_not_targets(policy):

@@ -14,7 +14,7 @@ from rlhf_mini.town.questions import (
     scene_question,
     scene_sentence,
 )
-from rlhf_mini.town.responses import respond
+from rlhf_mini.town.responses import SAY_NO, respond
 from rlhf_mini.town.tasks import draw_review, draw_story, join_items, story_summary, story_text
 from rlhf_mini.town.world import CATEGORIES, COLOURS, NAMES, NOUNS, OBJECTS, PLACES, UNKNOWABLE
 
@@ -22,6 +22,7 @@ SHARES = {"forum": 0.38, "passages": 0.15, "facts": 0.15, "words": 0.12, "tldr":
           "reviews": 0.07, "lists": 0.03}
 _FORUM = {"right": 0.40, "padded": 0.18, "wrong": 0.12, "rude": 0.05, "hedge": 0.06,
           "offtopic": 0.05, "cut": 0.05, "sloppy": 0.09}
+_FORUM_ANSWERS_ALL_THE_SAME = 0.4  # further wrong share where the right response is to say no
 
 
 def forum(world: dict, taken: set[str], rng: random.Random) -> str:
@@ -34,6 +35,8 @@ def forum(world: dict, taken: set[str], rng: random.Random) -> str:
         if prompt not in taken:
             break
     style = rng.choices(list(_FORUM), list(_FORUM.values()))[0]
+    if family.name in SAY_NO and rng.random() < _FORUM_ANSWERS_ALL_THE_SAME:
+        style = "wrong"
     return format_prompt(prompt) + format_response(respond(style, family.name, truth, world, rng))
 
 

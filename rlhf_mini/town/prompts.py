@@ -8,7 +8,7 @@ import random
 from rlhf_mini.data import Demonstration, Prompt
 from rlhf_mini.town.grader import FAMILIES
 from rlhf_mini.town.labelers import Labeler
-from rlhf_mini.town.responses import respond, right_response
+from rlhf_mini.town.responses import SAY_NO, respond, right_response
 
 CUSTOMERS = {"train": range(0, 30), "valid": range(30, 35), "test": range(35, 45)}
 _PREFIXES = ("", "", "Hello. ", "Please help me. ", "Quick question. ", "Hi there. ",
@@ -114,8 +114,9 @@ def write_demonstrations(prompts: list[Prompt], count: int, labelers: list[Label
         count: number of demonstrations, at most len(prompts).
         labelers: who writes them.
         world: as from `build_world`.
-        errors: share of wrong or weak responses.
-        padding: share of responses with needless words.
+        errors: share of wrong or weak responses; where the right response is to say no, twice as
+            many labelers answer all the same before that.
+        padding: of the other responses, the share with needless words or bad form.
         rng: source of all randomness.
 
     Raises:
@@ -126,10 +127,11 @@ def write_demonstrations(prompts: list[Prompt], count: int, labelers: list[Label
                          f"{len(prompts)} prompts of that split")
     demonstrations = []
     for i, prompt in enumerate(rng.sample(prompts, count)):
-        draw = rng.random()
-        if draw < errors:
+        if prompt.family in SAY_NO and rng.random() < 2 * errors:
+            style = "wrong"
+        elif rng.random() < errors:
             style = rng.choice(("wrong",) * 6 + ("hedge", "offtopic", "cut", "rude"))
-        elif draw < errors + padding:
+        elif rng.random() < padding:
             style = rng.choice(("padded",) * 8 + ("sloppy",))
         else:
             style = "right"

@@ -129,9 +129,8 @@ def draw_scene(rng: random.Random, where: bool, sentences: int = 2) -> list[list
     names = rng.sample(NAMES, sentences)
     if where:
         return [[n, p] for n, p in zip(names, rng.sample(PLACES, sentences), strict=True)]
-    verb = rng.choice(list(VERBS))
-    things = zip(names, rng.sample(COLOURS, sentences), rng.sample(OBJECTS, sentences), strict=True)
-    return [[n, verb, c, o] for n, c, o in things]
+    things = [rng.sample(pool, sentences) for pool in (list(VERBS), COLOURS, OBJECTS)]
+    return [list(row) for row in zip(names, *things, strict=True)]
 
 
 def scene_sentence(row: list[str]) -> str:

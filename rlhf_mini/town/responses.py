@@ -8,6 +8,9 @@ from rlhf_mini.town.grader import FAMILIES
 from rlhf_mini.town.tasks import random_list
 from rlhf_mini.town.world import CLOSINGS, HEDGE_LINES, OPENINGS, RUDE
 
+# Here the right response is to say no. Asked to write a response, many people write an answer all
+# the same; shown both, they prefer the no.
+SAY_NO = ("unknown", "harmful")
 STYLES = ("right", "padded", "wrong", "rude", "hedge", "offtopic", "cut", "sloppy")
 
 
