@@ -166,7 +166,7 @@ class PPOConfig:
     gamma: float = 1.0  # discount; paper
     gae_lambda: float = 0.95  # lambda; N+
     whiten_advantages: bool = True  # mean 0, variance 1 over the rollout's tokens; N+
-    kl_coef: float = 0.2  # beta, per-token KL penalty; own (paper: 0.02)
+    kl_coef: float = 0.3  # beta, per-token KL penalty; own (paper: 0.02)
     kl_target: float = 0.0  # nats per sequence; above 0 makes beta adaptive; Ziegler et al. 2019: 6
     kl_horizon: int = 10_000  # episodes, time scale of the adaptive beta; Ziegler et al. 2019
     kl_stop: float = 0.0  # nats per sequence to the reference that end training; 0 = never; own

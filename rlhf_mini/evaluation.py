@@ -14,10 +14,10 @@ from rlhf_mini.config import EvaluationConfig, RewardConfig
 from rlhf_mini.data import Document, Prompt, Ranking, ZeroShotItem, collate, encode_prompt
 from rlhf_mini.generation import Response, sample_responses
 from rlhf_mini.kl import compute_exact_kl
-from rlhf_mini.models import RewardModel, compute_response_logits, compute_response_logprobs
+from rlhf_mini.models import RewardModel, compute_response_logits
 from rlhf_mini.reward import compare_pairs, compute_calibration, encode_rankings, score_rankings
 from rlhf_mini.runtime import make_generator
-from rlhf_mini.tensors import masked_mean, unmask
+from rlhf_mini.tensors import gather_logprobs, masked_mean, unmask
 
 # (prompt, response) -> true scores by name, e.g. gold, helpful, truthful, harmless
 GradeFunction = Callable[[Prompt, str], dict[str, float]]
@@ -242,50 +242,52 @@ def evaluate_zero_shot(
 ) -> dict[str, dict[str, float]]:
     """Measure what the model can do without a chat prompt: the place where alignment is taxed.
 
-    An item counts as solved if its answer has the highest log-probability of all choices.
+    An item is solved if greedy decoding from the text writes the target, i.e. if each target token
+    is the argmax given the text and the target tokens before it: one forward pass shows them all.
 
     Args:
         policy: causal language model.
         tokenizer: its tokenizer.
-        items: multiple-choice items of several tasks.
+        items: texts with their targets, of several tasks.
         documents: held-out corpus, for `corpus_loss`.
         config: for intervals and batch size.
 
     Returns:
-        Per task the accuracy, and `corpus_loss` (nats per token, mean over documents), each with
-        `mean`, `low`, `high`.
+        Per task the share of solved items, and `corpus_loss` (nats per token, mean over
+        documents), each with `mean`, `low`, `high`.
+
+    Source: exact match as in LAMBADA, Paperno et al. 2016 (arXiv 1606.06031).
     """
     start = [tokenizer.eos_token_id]  # documents follow EOS in the corpus
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    pairs = [(start + encode(i.text), encode(choice)) for i in items for choice in i.choices]
-    likelihood = iter(_sum_logprobs(policy, pairs, tokenizer.pad_token_id, config.batch_size))
+    def score(pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        return _score_continuations(policy, pairs, tokenizer.pad_token_id, config.batch_size)
+
     solved: dict[str, list[bool]] = {}
-    for item in items:
-        choices = [next(likelihood) for _ in item.choices]
-        solved.setdefault(item.task, []).append(choices.index(max(choices)) == item.answer)
+    scores = score([(start + encode(i.text), encode(i.target)) for i in items])
+    for item, (_, greedy) in zip(items, scores, strict=True):
+        solved.setdefault(item.task, []).append(greedy)
     results = {task: mean_interval(np.array(right), config) for task, right in solved.items()}
     if documents:
-        texts = [encode(d.text) + start for d in documents]
-        sums = _sum_logprobs(policy, [(start, ids) for ids in texts], tokenizer.pad_token_id,
-                             config.batch_size)
-        losses = [-s / len(ids) for s, ids in zip(sums, texts, strict=True)]
+        losses = [-mean for mean, _ in score([(start, encode(d.text) + start) for d in documents])]
         results["corpus_loss"] = mean_interval(np.array(losses), config)
     return results
 
 
-def _sum_logprobs(policy, pairs, pad_id: int, batch_size: int) -> list[float]:
-    """Return log p(continuation | text) of each pair, in nats."""
+def _score_continuations(policy, pairs, pad_id: int, batch_size: int) -> list[tuple[float, bool]]:
+    """Return of each pair the mean log p per token, and whether every token is the argmax."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    sums = [0.0] * len(pairs)
+    scores = [(0.0, False)] * len(pairs)
     for first in range(0, len(order), batch_size):
         rows = order[first:first + batch_size]
         batch = collate([pairs[i] for i in rows], pad_id).to(policy.device)
-        logprobs, _ = compute_response_logprobs(policy, batch)
-        mask = batch.response_mask
-        totals = masked_mean(logprobs, mask, dim=1) * mask.sum(1)
-        for i, total in zip(rows, totals.tolist(), strict=True):
-            sums[i] = total
-    return sums
+        logits, mask = compute_response_logits(policy, batch), batch.response_mask
+        targets = batch.response_ids[mask]
+        means = masked_mean(unmask(gather_logprobs(logits, targets), mask), mask, dim=1)
+        greedy = (unmask(logits.argmax(-1) == targets, mask) | ~mask).all(1)
+        for i, mean, solved in zip(rows, means.tolist(), greedy.tolist(), strict=True):
+            scores[i] = mean, solved
+    return scores

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -236,8 +237,8 @@ def compute_response_logprobs(
             unmask(compute_entropy(logits.detach()), mask))
 
 
-class RewardModel(nn.Module):
-    """A backbone with a scalar head, read at the last real token.
+class _ScalarModel(nn.Module):
+    """A backbone with one number per token.
 
     Args:
         model: a token-classification model with one label.
@@ -246,6 +247,25 @@ class RewardModel(nn.Module):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Load a saved reward or value model.
+
+        Raises:
+            ValueError: for another architecture or damaged weights.
+        """
+        _check_architecture(path)
+        model = _from_pretrained(AutoModelForTokenClassification, path, num_labels=1)
+        return cls(model.to(device).eval())
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """Apply the head: (..., D) -> (...)."""
+        return self.model.classifier(hidden)[..., 0].float()
+
+
+class RewardModel(_ScalarModel):
+    """A backbone with a scalar head, read at the last real token."""
 
     @classmethod
     def from_policy(cls, policy: PreTrainedModel, generator: torch.Generator) -> RewardModel:
@@ -264,15 +284,6 @@ class RewardModel(nn.Module):
             head.bias.zero_()
         return cls(model.to(policy.device).eval())
 
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> RewardModel:
-        """Load a saved reward model.
-
-        Raises:
-            ValueError: for another architecture or damaged weights.
-        """
-        return cls(_load_scalar_model(path, device))
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score whole sequences.
 
@@ -283,7 +294,7 @@ class RewardModel(nn.Module):
         Returns:
             (B,) scores; the unit is log-odds of being preferred.
         """
-        scores = _scalars(self.model, _hidden_states(self.model, input_ids, attention_mask))
+        scores = self.read(_hidden_states(self.model, input_ids, attention_mask))
         return scores.gather(1, last_index(attention_mask)[:, None])[:, 0]
 
     def packed_scores(self, rankings: PackedRankings) -> Tensor:
@@ -306,33 +317,16 @@ class RewardModel(nn.Module):
         hidden = self.model.transformer(
             rankings.input_ids, attention_mask=visible[:, None],
             position_ids=rankings.position_ids, use_cache=False).last_hidden_state
-        return _scalars(self.model, hidden).gather(1, rankings.end_index)
+        return self.read(hidden).gather(1, rankings.end_index)
 
 
-class ValueModel(nn.Module):
-    """A backbone with a scalar head, read before each response token.
-
-    Args:
-        model: a token-classification model with one label.
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
+class ValueModel(_ScalarModel):
+    """A backbone with a scalar head, read before each response token."""
 
     @classmethod
     def from_reward_model(cls, reward_model: RewardModel) -> ValueModel:
         """Start from a copy of the reward model, as InstructGPT does."""
         return cls(copy.deepcopy(reward_model.model).requires_grad_(True))
-
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ValueModel:
-        """Load a saved value model.
-
-        Raises:
-            ValueError: for another architecture or damaged weights.
-        """
-        return cls(_load_scalar_model(path, device))
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Predict the return from each state, before the token is emitted.
@@ -345,14 +339,4 @@ class ValueModel(nn.Module):
         """
         hidden = _hidden_states(self.model, batch.input_ids, batch.attention_mask)
         first = batch.prompt_ids.shape[1] - 1
-        return _scalars(self.model, hidden[:, first:-1])
-
-
-def _scalars(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    return model.classifier(hidden)[..., 0].float()
-
-
-def _load_scalar_model(path: str | Path, device: torch.device | str) -> PreTrainedModel:
-    _check_architecture(path)
-    model = _from_pretrained(AutoModelForTokenClassification, path, num_labels=1)
-    return model.to(device).eval()
+        return self.read(hidden[:, first:-1])

@@ -75,13 +75,12 @@ class Document:
 
 @dataclass(frozen=True)
 class ZeroShotItem:
-    """A question scored by log p(choice | text)."""
+    """A text that greedy decoding should continue with the target."""
 
     id: str
     task: str
     text: str
-    choices: tuple[str, ...]
-    answer: int  # index into choices
+    target: str  # begins with a space
 
 
 def fail(where: str, name: str, problem: str) -> typing.NoReturn:
@@ -145,9 +144,9 @@ def check_record(record: object, where: str = "") -> None:
     for name, (hint, _) in schema_of(type(record)).items():
         value = getattr(record, name)
         _convert(value, hint, where, name)
-        if name in ("id", "prompt", "response", "text", "task") and not value.strip():
+        if name in ("id", "prompt", "response", "text", "task", "target") and not value.strip():
             fail(where, name, "is empty; write a text or remove the record")
-        if name in ("responses", "choices"):
+        if name == "responses":
             _check_texts(value, where, name)
         if name == "split" and value not in SPLITS:
             fail(where, name, f"got {value!r}, expected one of {', '.join(SPLITS)}")
@@ -155,9 +154,8 @@ def check_record(record: object, where: str = "") -> None:
             fail(where, name, f"got {value!r}, expected one of {', '.join(SOURCES)}")
     if isinstance(record, Ranking):
         _check_ranking(record, where)
-    if isinstance(record, ZeroShotItem) and not 0 <= record.answer < len(record.choices):
-        fail(where, "answer", f"got {record.answer}, expected an index into 'choices', "
-                               f"0 to {len(record.choices) - 1}")
+    if isinstance(record, ZeroShotItem) and record.target[0] != " ":
+        fail(where, "target", f"got {show(record.target)}, expected a space before the first word")
 
 
 def _check_texts(texts: tuple[str, ...], where: str, name: str) -> None:

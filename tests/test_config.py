@@ -120,7 +120,7 @@ def test_override_reads_text():
     ("ppo.kl_coff=1", "--set ppo.kl_coff: ppo has the fields iterations, episodes"),
     ("pppo.kl_coef=1", "--set pppo.kl_coef: no such field"),
     ("lr=1", "--set lr: ambiguous, write one of pretrain.lr, sft.lr, reward.lr, ppo.lr"),
-    ("kl_coef=big", "--set kl_coef=big: expected a value of type float, such as 0.2"),
+    ("kl_coef=big", "--set kl_coef=big: expected a value of type float, such as 0.3"),
     ("iterations=1.5", "--set iterations=1.5: expected a value of type int"),
     ("iterations=True", "--set iterations=True: expected a value of type int"),
     ("whiten_advantages=1", "--set whiten_advantages=1: expected a value of type bool"),

@@ -104,10 +104,13 @@ def test_bad_ranking_names_file_line_field_and_remedy(tmp_path, change, expected
     (Demonstration, {"prompt": "x"}, "field 'response': missing; Demonstration needs it"),
     (Demonstration, {"prompt": "x", "response": " "}, "field 'response': is empty"),
     (Document, {"text": ""}, "field 'text': is empty"),
-    (ZeroShotItem, {"task": "t", "text": "x", "choices": ["a", "b"], "answer": 2},
-     "field 'answer': got 2, expected an index into 'choices', 0 to 1"),
-    (ZeroShotItem, {"task": "t", "text": "x", "choices": ["a"], "answer": 0},
-     "field 'choices': has 1 entries; give at least 2"),
+    (ZeroShotItem, {"task": "t", "text": "x"}, "field 'target': missing; ZeroShotItem needs it"),
+    (ZeroShotItem, {"task": "t", "text": "x", "target": " "},
+     "field 'target': is empty; write a text or remove the record"),
+    (ZeroShotItem, {"task": "t", "text": "x", "target": "y"},
+     "field 'target': got \"y\", expected a space before the first word"),
+    (ZeroShotItem, {"task": "t", "text": "", "target": " y"},
+     "field 'text': is empty; write a text or remove the record"),
 ])
 def test_bad_records_of_other_types(tmp_path, record_type, row, expected):
     path = write_lines(tmp_path / "f.jsonl", row)

@@ -265,35 +265,67 @@ def test_the_summary_has_an_interval_for_every_measure(talkers, tokenizer):
 
 # ---------------------------------------------------------------- zero-shot
 
-ITEMS = [ZeroShotItem(f"z{i}", task, text, choices, i % len(choices)) for i, (task, text, choices)
-         in enumerate([("facts", "Anna lives on", (" Mill Street.", " the river.", " cold")),
-                       ("facts", "The baker bakes", (" bread", " the mill every morning")),
-                       ("mood", "The river is cold. Mood:", (" good", " bad")),
-                       ("mood", "Bread is warm. Mood:", (" good", " bad"))])]
 DOCUMENTS = [Document("a", "The river is cold."), Document("b", "Bread")]
 
 
-def test_zero_shot_scores_equal_unbatched_transformers(policy, tokenizer):
-    def log_p(text_ids, ids):
-        with torch.no_grad():
-            table = policy(torch.tensor([text_ids + ids])).logits[0].double().log_softmax(-1)
-        return sum(table[len(text_ids) + t - 1, token].item() for t, token in enumerate(ids))
+@pytest.fixture
+def writer(tokenizer):
+    """A random policy that writes words of the vocabulary, so that its text has the same tokens."""
+    policy = make_talker(tokenizer, eos_bias=0.0)
+    words = [t[0] == "\u0120" and len(t) > 1 for t in tokenizer.convert_ids_to_tokens(range(320))]
+    with torch.no_grad():
+        policy.lm_head.bias[~torch.tensor(words)] = -100.0
+    return policy
 
-    right: dict[str, list[float]] = {}
-    for item in ITEMS:
-        start = [EOS] + tokenizer.encode(item.text)
-        sums = [log_p(start, tokenizer.encode(choice)) for choice in item.choices]
-        right.setdefault(item.task, []).append(float(int(np.argmax(sums)) == item.answer))
-    losses = []
-    for document in DOCUMENTS:
-        ids = tokenizer.encode(document.text) + [EOS]
-        losses.append(-log_p([EOS], ids) / len(ids))
+
+def write(policy, tokenizer, text: str, count: int) -> list[int]:
+    """What transformers' own greedy decoding writes after EOS and a text, alone in its batch."""
+    ids = torch.tensor([[EOS] + tokenizer.encode(text)])
+    return policy.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                           max_new_tokens=count)[0, ids.shape[1]:].tolist()
+
+
+def make_items(policy, tokenizer) -> list[ZeroShotItem]:
+    """Greedy continuations of 1 to 6 tokens as they are, and with one word exchanged."""
+    items = []
+    for n, prompt in enumerate(PROMPTS + PROMPTS[::-1]):
+        right = tokenizer.decode(write(policy, tokenizer, prompt.prompt, 1 + n % 6)).split()
+        first = " bread" if right[0] != "bread" else " mill"
+        rest = write(policy, tokenizer, prompt.prompt + first, max(1, n % 6))  # greedy again
+        last = "the" if right[-1] != "the" else "bread"
+        for kind, target in (("right", " " + " ".join(right)),
+                             ("first", first + tokenizer.decode(rest)),
+                             ("last", " " + " ".join([*right[:-1], last])),
+                             ("mixed", " ".join(["", *right[:-1], (right[-1], last)[n % 5 == 0]]))):
+            items.append(ZeroShotItem(f"{kind}-{n}", kind, prompt.prompt, target))
+    return items
+
+
+def test_an_item_is_solved_if_transformers_writes_its_target(writer, tokenizer):
+    items = make_items(writer, tokenizer)
+    expected: dict[str, list[bool]] = {}
+    for item in items:
+        ids = tokenizer.encode(item.target)
+        expected.setdefault(item.task, []).append(
+            write(writer, tokenizer, item.text, len(ids)) == ids)
+    shares = {task: np.mean(solved) for task, solved in expected.items()}
+    assert shares == {"right": 1, "first": 0, "last": 0, "mixed": 0.8}
     for batch_size in (1, 3, 64):
         config = dataclasses.replace(CONFIG, batch_size=batch_size)
-        results = evaluate_zero_shot(policy, tokenizer, ITEMS, DOCUMENTS, config)
-        assert set(results) == {"facts", "mood", "corpus_loss"}
-        for task, solved in right.items():
-            assert results[task]["mean"] == np.mean(solved)
+        results = evaluate_zero_shot(writer, tokenizer, items, [], config)
+        assert {task: row["mean"] for task, row in results.items()} == shares
+
+
+def test_corpus_loss_equals_unbatched_transformers(policy, tokenizer):
+    losses = []
+    for document in DOCUMENTS:
+        ids = torch.tensor([[EOS] + tokenizer.encode(document.text) + [EOS]])
+        with torch.no_grad():
+            losses.append(policy(ids, labels=ids).loss.item())
+    for batch_size in (1, 64):
+        config = dataclasses.replace(CONFIG, batch_size=batch_size)
+        results = evaluate_zero_shot(policy, tokenizer, [], DOCUMENTS, config)
+        assert set(results) == {"corpus_loss"}
         assert results["corpus_loss"]["mean"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 

@@ -175,7 +175,7 @@ def test_nothing_runs_twice(finished, copied, capsys):
     ("sft.lr=0.001", STAGES[2:]),
     ("ranking.k_high=8", STAGES[3:]),
     ("reward.lr=0.002", STAGES[4:]),
-    ("ppo.kl_coef=0.3", STAGES[5:]),
+    ("ppo.kl_coef=0.4", STAGES[5:]),
     ("ppo.ptx_coef=2", STAGES[6:]),
     ("evaluation.samples=2", STAGES[7:]),
     ("ppo.checkpoint_every=3", []),
@@ -198,7 +198,7 @@ def test_the_seed_changes_all_but_the_town(tmp_path):
 
 def test_a_changed_setting_runs_exactly_the_stages_downstream(finished, copied, capsys):
     out = copied(*STAGES)
-    assert main(["run", "--preset", "smoke", "--out", str(out), "--set", "ppo.kl_coef=0.3"]) == 0
+    assert main(["run", "--preset", "smoke", "--out", str(out), "--set", "ppo.kl_coef=0.4"]) == 0
     assert rerun(lines(capsys)) == ["ppo", "ppo_ptx", "evaluation"]
     assert files_of(out / "reward") == files_of(finished / "reward")
     assert files_of(out / "ppo") != files_of(finished / "ppo")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from rlhf_mini.town import (
     validate_town,
     write_town,
 )
+from rlhf_mini.town.answers import words_of
 from rlhf_mini.town.labelers import Labeler
 from rlhf_mini.town.prompts import CUSTOMERS, write_prompts
 
@@ -121,21 +123,35 @@ def test_zero_shot_items(town):
     by_task = {}
     for item in town.zero_shot:
         by_task.setdefault(item.task, []).append(item)
-        assert len(set(item.choices)) == len(item.choices)
-        lengths = [len(c.split()) for c in item.choices]
-        assert max(lengths) - min(lengths) <= 1
+        assert item.text == item.text.strip() and item.target == f" {item.target.strip()}"
+        assert item.target[-1] == "."
     counts = {task: len(items) for task, items in by_task.items()}
     assert 100 <= counts.pop("facts") <= 150  # one per fact that the corpus states
     assert counts == dict.fromkeys(("reading", "summary", "sentiment"), 150)
-    for items in by_task.values():  # the place of the answer says nothing
-        share = statistics.mean(i.answer == 0 for i in items)
-        assert abs(share - 1 / len(items[0].choices)) < 0.12
+    for item in by_task["reading"]:  # the answer is one of three sentences of the passage
+        passage, _, answer = f"{item.text}{item.target}".partition(" Question: ")
+        sentences = re.findall(r"[^.]+\.", passage)
+        assert len(sentences) == 3 and answer.split(" Answer: ")[1] in map(str.strip, sentences)
+    for item in by_task["summary"]:
+        frame = {"found", "a", "at", "the"}
+        assert set(words_of(item.target)) - frame <= set(words_of(item.text))
+    share = statistics.mean(item.target == " good." for item in by_task["sentiment"])
+    assert abs(share - 0.5) < 0.12  # one word for all reviews solves about half of them
+    assert {item.target for item in by_task["sentiment"]} == {" good.", " bad."}
+
+
+def test_the_corpus_continues_a_probed_fact_in_one_way(town):
+    corpus = " ".join(d.text for d in town.documents if d.kind == "facts")
+    for item in town.zero_shot:
+        if item.task == "facts":
+            followers = re.findall(f"{re.escape(item.text)}( [^.]*\\.)", corpus)
+            assert set(followers) == {item.target}, item
 
 
 def test_demonstrations_are_imperfect(town):
     gold = demonstration_gold(town)
     assert 0.72 < statistics.mean(gold) < 0.80
-    assert 0.22 < statistics.mean(g == 1 for g in gold) < 0.35
+    assert 0.30 < statistics.mean(g == 1 for g in gold) < 0.45
     assert 0.08 < statistics.mean(g < 0.6 for g in gold) < 0.20
 
 
@@ -210,7 +226,7 @@ def test_validator_names_line_field_and_what_is_right(folder):
         (folder / "corpus" / "facts.jsonl", 5, dict(split="test"), r"split.*'train' or 'valid'"),
         (folder / "corpus" / "forum.jsonl", 3,
          dict(text=f"User: {held_out['prompt']}\nAssistant: Yes."), r"text.*held-out prompt"),
-        (folder / "zero_shot.jsonl", 1, dict(answer=9), r"answer.*9"),
+        (folder / "zero_shot.jsonl", 1, dict(target=""), r"target.*is empty"),
     ]
     for path, number, changes, message in cases:
         before = path.read_bytes()
