@@ -36,8 +36,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito
 # Boxes of the map: name, two lines of text, place in a grid of three columns and two rows.
 MAP = {"base": ("Pretrain", "a base model", 0, 0), "sft": ("SFT", "on demonstrations", 1, 0),
-       "rankings": ("Rankings", "of K responses", 2, 0), "reward": ("Reward model", "scores them", 2, 1),
-       "ppo": ("PPO", "with a KL leash", 1, 1), "evaluation": ("Evaluation", "against gold", 0, 1)}
+       "rankings": ("Rankings", "of K responses", 2, 0),
+       "reward": ("Reward model", "scores them", 2, 1), "ppo": ("PPO", "with a KL leash", 1, 1),
+       "evaluation": ("Evaluation", "against gold", 0, 1)}
 MAP_TEXT = ("pretrain a base model, fine-tune it on demonstrations (SFT), collect rankings of K "
             "responses, train a reward model (RM), optimise the policy with PPO, evaluate; from "
             "PPO a loop leads back to new rankings")
@@ -280,6 +281,6 @@ def _box(name: str, lit: bool) -> str:
             else 'fill="none" stroke="#808080" stroke-width="1.2"')
     color = "#ffffff" if lit else "currentColor"
     return (f'<rect x="{x}" y="{y}" width="116" height="50" rx="7" {look}/>'
-            f'<g fill="{color}"><text x="{x + 58}" y="{y + 22}" font-size="13.5" '
+            f'<g fill="{color}"><text x="{x + 58}" y="{y + 22}" font-size="13" '
             f'font-weight="bold">{title}</text>'
             f'<text x="{x + 58}" y="{y + 39}" font-size="11">{note}</text></g>')
