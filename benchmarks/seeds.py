@@ -112,6 +112,7 @@ def main() -> None:
             values = [look_up(report, path) for report in reports]
             rows[path] = {"seeds": values} | interval_over_seeds(values)
     manifest = {"commands": __doc__.split("\n\n")[1].split("\n"), "seeds": seeds,
+                "versions": reports[0]["versions"], "threads": reports[0]["threads"],
                 "runs": [make_manifest(report) for report in reports]}
     tables = {title: write_table(title, rows, seeds) for title in TABLES}
     samples = write_samples(folders[0])
