@@ -1,0 +1,72 @@
+"""Small changes to the site: no Thebe, buttons that point at the clean notebooks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html import escape
+from pathlib import Path
+
+
+def drop_thebe(app, config) -> None:
+    """Take out the Thebe scripts, which name another host, and the comments' overlay."""
+    for name in ("sphinx_thebe", "sphinx_comments"):
+        if name in app.extensions:
+            module = app.extensions[name].module.__name__
+            for listeners in app.events.listeners.values():
+                listeners[:] = [one for one in listeners
+                                if not getattr(one.handler, "__module__", "").startswith(module)]
+    app.registry.css_files[:] = [f for f in app.registry.css_files if "thebe" not in str(f[0])]
+
+
+def point_at_notebooks(app, pagename, templatename, context, doctree) -> None:
+    """Let the Colab and the download button of a page lead to book/notebooks/PAGE.ipynb."""
+    clean = Path(app.srcdir) / "notebooks" / f"{pagename}.ipynb"
+    if not clean.exists():
+        return
+    shipped = Path(app.outdir) / "_sources" / clean.name
+    if shipped.exists():
+        shutil.copyfile(clean, shipped)
+    for group in context.get("header_buttons", ()):
+        for button in group.get("buttons", ()):
+            if "colab" in button.get("url", ""):
+                place = button["url"].rpartition("/")[0]
+                button["url"] = f"{place}/notebooks/{clean.name}"
+
+
+def describe(app, pagename, templatename, context, doctree) -> None:
+    """Give the page the description of its front matter, for search engines and OpenGraph."""
+    meta = context.get("meta") or {}
+    if text := meta.get("description"):
+        meta.setdefault("og:description", text)
+        context["metatags"] = (context.get("metatags", "")
+                               + f'<meta name="description" content="{escape(text)}" />\n')
+
+
+CODE = re.compile(r"(\$[^$]+\$|``[^`]+``|`[^`]+`)")
+
+
+def markdown_docstring(app, what, name, obj, options, lines) -> None:
+    """Turn the package's docstrings, whose `code` and $formulas$ are Markdown's, into reST."""
+    def rewrite(part: str) -> str:
+        if part.startswith("$"):
+            return f":math:`{part.strip('$')}`"
+        if part.startswith("`"):
+            return f"``{part.strip('`')}``"
+        return re.sub(r"(?<=\w)_(?!\w)", r"\_", part.replace("|", r"\|"))
+
+    joined = "\n".join(lines)
+    if ">>>" not in joined:
+        lines[:] = "".join(map(rewrite, CODE.split(joined))).split("\n")
+        return
+    head, _, tail = joined.partition(">>>")
+    lines[:] = ("".join(map(rewrite, CODE.split(head))) + ">>>" + tail).split("\n")
+
+
+def setup(app) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("config-inited", drop_thebe, priority=1)
+    app.connect("autodoc-process-docstring", markdown_docstring, priority=100)
+    app.connect("html-page-context", describe, priority=100)
+    app.connect("html-page-context", point_at_notebooks, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,79 @@
+"""Build the book: run the pages that changed, write the site, say what it took.
+
+    python book/tools/build.py           # what `make book` calls, with the stages of runs/cpu done
+    python book/tools/build.py --clean   # forget every earlier result first
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jupyter_cache import get_cache
+
+from rlhf_mini.runtime import fingerprint, read_json
+
+BOOK = Path(__file__).resolve().parent.parent
+ROOT, BUILD = BOOK.parent, BOOK / "_build"
+
+
+def inputs() -> str:
+    """Return a fingerprint of what all pages depend on: the package, the versions, the run."""
+    stages = sorted((ROOT / "runs" / "cpu").glob("*/stage.json"))
+    sources = [p for p in sorted((ROOT / "rlhf_mini").rglob("*")) if p.suffix in (".py", ".toml")]
+    return fingerprint(*sources, ROOT / "constraints.txt", BOOK / "_config.yml",
+                       *(BOOK / "_ext").glob("*.py"),
+                       {p.parent.name: read_json(p)["fingerprint"] for p in stages})
+
+
+def forget_stale_results(clean: bool) -> None:
+    """Drop results of earlier builds that were made with other inputs."""
+    mark, now = BUILD / "inputs", inputs()
+    if clean or not mark.exists() or mark.read_text() != now:
+        for name in (".jupyter_cache", ".doctrees", "html", "jupyter_execute"):
+            shutil.rmtree(BUILD / name, ignore_errors=True)
+    BUILD.mkdir(exist_ok=True)
+    mark.write_text(now)
+
+
+def page_seconds() -> dict[str, float]:
+    """Return the seconds that the cells of each page took when they were last run."""
+    if not (BUILD / ".jupyter_cache").exists():
+        return {}
+    records = get_cache(BUILD / ".jupyter_cache").list_cache_records()
+    newest = sorted(records, key=lambda record: record.created)
+    return {Path(r.uri).stem: r.data.get("execution_seconds", 0.0) for r in newest}
+
+
+def main() -> int:
+    """Build; return the exit code of the builder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clean", action="store_true", help="forget every earlier result first")
+    args = parser.parse_args()
+    began = time.monotonic()
+    forget_stale_results(args.clean)
+    python = str(Path(sys.executable).parent)
+    environment = os.environ | {"PATH": python + os.pathsep + os.environ.get("PATH", ""),
+                                "PYTHONWARNINGS": "ignore:IProgress not found",
+                                "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    code = subprocess.call([Path(sys.executable).with_name("jupyter-book"), "build", BOOK,
+                            "-nW", "--keep-going", "-q"], env=environment)
+    if code:
+        print("error: the book has warnings or pages that failed; they are listed above, and "
+              f"tracebacks of cells are in {BUILD / 'html' / 'reports'}", file=sys.stderr)
+        return code
+    print("\nseconds that the cells of each page took when they were last run")
+    for page, seconds in sorted(page_seconds().items()):
+        print(f"  {page:24} {seconds:7.1f}")
+    print(f"\nbuilt in {time.monotonic() - began:.0f} s; open {BUILD / 'html' / 'index.html'}\n"
+          f"or serve it: python -m http.server --directory {BUILD / 'html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
