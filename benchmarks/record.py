@@ -2,9 +2,9 @@
 
     python benchmarks/record.py NAME RUN [FIGURE ...]
 
-Copies from the run folder RUN to data/recorded/NAME/: report.json, the metrics of each PPO stage as
-STAGE.jsonl, the samples of the first as samples.jsonl, and the named figures, and adds manifest.json
-(what made it).
+Copies from the run folder RUN to data/recorded/NAME/: report.json, the metrics of PPO stages as
+STAGE.jsonl, the samples of the first as samples.jsonl, and the named figures. Adds manifest.json,
+which says what made them.
 """
 
 from __future__ import annotations
