@@ -5,8 +5,8 @@
 
 Starts every time from the base model of the given run and judges on the prompts of its validation
 customers, sampled once at T = 1 and greedy. Writes data/recorded/sft/sweep.json: one row per model
-with what was changed and what came out, and what made it. A seed draws the demonstrations, their
-order and the dropout.
+with what was changed and what came out, and what made it; rows that are there are kept. A seed
+draws the demonstrations, their order and the dropout.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -129,13 +128,13 @@ class Bench:
         return policy
 
 
-def scaling(bench: Bench, count: int, seed: int) -> list[dict]:
+def scaling(bench: Bench, demonstrations: int, seed: int) -> list[dict]:
     """The package's own SFT on some demonstrations, checkpoint chosen by validation loss."""
-    if count == 0:
+    if demonstrations == 0:
         return [{"demonstrations": 0} | bench.measure(bench.run.policy("base")[0], seed)]
     policy, tokenizer = bench.run.policy("base")
-    train_sft(policy, tokenizer, bench.draw(count, seed), bench.valid, bench.config, seed)
-    return [{"demonstrations": count} | bench.measure(policy, seed)]
+    train_sft(policy, tokenizer, bench.draw(demonstrations, seed), bench.valid, bench.config, seed)
+    return [{"demonstrations": demonstrations} | bench.measure(policy, seed)]
 
 
 def say_no(bench: Bench, share: float, seed: int) -> list[dict]:
@@ -145,13 +144,13 @@ def say_no(bench: Bench, share: float, seed: int) -> list[dict]:
     return [{"share": share} | bench.measure(policy, seed)]
 
 
-def prompt_loss(bench: Bench, kind: str, count: int, seed: int) -> list[dict]:
-    """Loss on the response alone, or on all tokens but the first."""
-    pairs = bench.encode(bench.draw(count, seed))
+def prompt_loss(bench: Bench, kind: str, seed: int) -> list[dict]:
+    """300 demonstrations; loss on the response alone, or on all tokens but the first."""
+    pairs = bench.encode(bench.draw(300, seed))
     if kind == "all tokens":
         pairs = [(x[:1], x[1:] + y) for x, y in pairs]
     policy = bench.finetune(pairs, seed, epochs=2, dropout=bench.config.dropout)
-    return [{"kind": kind, "demonstrations": count} | bench.measure(policy, seed)]
+    return [{"kind": kind} | bench.measure(policy, seed)]
 
 
 def epochs(bench: Bench, dropout: float, seed: int) -> list[dict]:
@@ -174,23 +173,28 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(args.run)
-    jobs = []
-    for s in range(3):
-        jobs += [("scaling", partial(scaling, count=n), s) for n in (0, 30, 100, 300, 1000)]
-        jobs += [("say_no", partial(say_no, share=q), s) for q in (0.0, 0.5, 1.0)]
-        jobs += [("epochs", partial(epochs, dropout=p), s) for p in (0.0, 0.2)]
-        jobs += [("prompt_loss", partial(prompt_loss, kind=kind, count=300), s)
-                 for kind in ("response", "all tokens")]
-    rows, bar = {}, progress(len(jobs), "sweep")
-    for name, job, seed in jobs:
-        rows.setdefault(name, []).extend({"seed": seed} | row for row in job(bench, seed=seed))
+    jobs = [job for s in range(3) for job in (
+        *((scaling, {"demonstrations": n}, s) for n in (0, 30, 100, 300)),
+        *((say_no, {"share": q}, s) for q in (0.0, 0.5, 1.0)),
+        *((prompt_loss, {"kind": kind}, s) for kind in ("response", "all tokens")))]
+    jobs += [(scaling, {"demonstrations": 1000}, s) for s in range(3)]
+    jobs += [(epochs, {"dropout": p}, s) for s in range(3) for p in (0.0, 0.2)]
+    made_with = {"base": read_json(args.run / "base" / "stage.json")["fingerprint"],
+                 "commands": ["rlhf-mini run --out runs/cpu",
+                              "python benchmarks/sft_sweep.py runs/cpu"],
+                 "judged_on": f"{len(bench.judged)} prompts of validation customers",
+                 "versions": {"torch": torch.__version__}, "threads": 1}
+    file, rows = args.out / "sweep.json", {}
+    if file.exists() and read_json(file)["manifest"] == made_with:
+        rows = read_json(file)["rows"]
+    bar = progress(len(jobs), "sweep")
+    for job, change, seed in jobs:
+        known = rows.setdefault(job.__name__, [])
+        if not any({"seed": seed, **change}.items() <= row.items() for row in known):
+            known += [{"seed": seed} | row for row in job(bench, seed=seed, **change)]
+            known.sort(key=lambda row: (row["seed"], *(row[name] for name in change)))
+            write_json(file, {"rows": rows, "manifest": made_with})
         bar.update(1)
-        write_json(args.out / "sweep.json", {"rows": rows, "manifest": {
-            "commands": ["rlhf-mini run --out runs/cpu",
-                         "python benchmarks/sft_sweep.py runs/cpu"],
-            "base": read_json(args.run / "base" / "stage.json")["fingerprint"],
-            "judged_on": f"{len(bench.judged)} prompts of validation customers",
-            "versions": {"torch": torch.__version__}, "threads": 1}})
 
 
 if __name__ == "__main__":
