@@ -29,16 +29,16 @@ from rlhf_mini.pipeline import (
     settings_of,
 )
 from rlhf_mini.plots import STYLE, WIDTH
-from rlhf_mini.runtime import fingerprint, resolve_device
+from rlhf_mini.runtime import fingerprint, read_json, resolve_device
 from rlhf_mini.workspace import Run
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito
 # Boxes of the map: name, two lines of text, place in a grid of three columns and two rows.
 MAP = {"base": ("Pretrain", "a base model", 0, 0), "sft": ("SFT", "on demonstrations", 1, 0),
-       "rankings": ("Rankings", "of K responses", 2, 0), "reward": ("Reward model", "RM", 2, 1),
-       "ppo": ("PPO", "with a KL leash", 1, 1), "evaluation": ("Evaluation", "by gold and people",
-                                                               0, 1)}
+       "rankings": ("Rankings", "of K responses", 2, 0),
+       "reward": ("Reward model", "scores them", 2, 1), "ppo": ("PPO", "with a KL leash", 1, 1),
+       "evaluation": ("Evaluation", "against gold", 0, 1)}
 MAP_TEXT = ("pretrain a base model, fine-tune it on demonstrations (SFT), collect rankings of K "
             "responses, train a reward model (RM), optimise the policy with PPO, evaluate; from "
             "PPO a loop leads back to new rankings")
@@ -87,14 +87,13 @@ def open_run(*stages: str, seed: int = 0, settings: Sequence[str] = (), rounds: 
             missing.discard(name)
     shown = f"{folder.parent.name}/{folder.name}"
     if missing:
-        run_stages(run, list(stages), f"open_run{stages}", resume=_stopped_with(run, missing, marks))
+        run_stages(run, list(stages), f"open_run{stages}", _can_go_on(run, missing, marks))
     print(f"{shown}: {', '.join(marks)} {'are' if len(marks) > 1 else 'is'} complete")
     return run
 
 
-def _stopped_with(run: Run, missing: Iterable[str], marks: Mapping[str, str]) -> bool:
+def _can_go_on(run: Run, missing: Iterable[str], marks: Mapping[str, str]) -> bool:
     """Whether all stopped stages were begun with these settings, so that they can go on."""
-    from rlhf_mini.runtime import read_json
     states = [run.directory / f".{name}.work" / "stage.json" for name in missing]
     return all(read_json(path)["fingerprint"] == marks[read_json(path)["stage"]]
                for path in states if path.exists())
@@ -224,14 +223,14 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Shown:
         head: the columns' names.
         rows: cells; a float is shown with three decimals.
     """
-    def cell(value: object, tag: str = "td") -> str:
+    def cell(value: object) -> str:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        side = ' style="text-align: right"' if number else ' style="text-align: left"'
-        return f"<{tag}{side}>{escape(_plain(value), quote=False)}</{tag}>"
+        side = "right" if number else "left"
+        return f'<td style="text-align: {side}">{escape(_plain(value), quote=False)}</td>'
 
     rows = [list(row) for row in rows]
     lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    names = "".join(cell(name, 'th scope="col"').replace('</th scope="col">', "</th>")
+    names = "".join(f'<th scope="col" style="text-align: left">{escape(name, quote=False)}</th>'
                     for name in head)
     html = ('<div class="samples" style="overflow-x: auto" tabindex="0"><table class="table">'
             f"<thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table></div>")
@@ -271,7 +270,7 @@ def pipeline_map(*current: str) -> Shown:
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#808080"/></marker></defs>'
         f'<g stroke="#808080" stroke-width="1.6" fill="none">{lines}{loop}</g>'
-        f'<text x="240" y="84" font-size="11" fill="currentColor" text-anchor="end">again</text>'
+        '<text x="240" y="84" font-size="11" fill="currentColor" text-anchor="end">again</text>'
         f"{boxes}</svg>", text)
 
 
@@ -282,6 +281,6 @@ def _box(name: str, lit: bool) -> str:
             else 'fill="none" stroke="#808080" stroke-width="1.2"')
     color = "#ffffff" if lit else "currentColor"
     return (f'<rect x="{x}" y="{y}" width="116" height="50" rx="7" {look}/>'
-            f'<g fill="{color}"><text x="{x + 58}" y="{y + 22}" font-size="14" '
+            f'<g fill="{color}"><text x="{x + 58}" y="{y + 22}" font-size="13" '
             f'font-weight="bold">{title}</text>'
-            f'<text x="{x + 58}" y="{y + 39}" font-size="11.5">{note}</text></g>')
+            f'<text x="{x + 58}" y="{y + 39}" font-size="11">{note}</text></g>')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from html import escape
 from pathlib import Path
@@ -15,6 +16,7 @@ def drop_thebe(app, config) -> None:
             for listeners in app.events.listeners.values():
                 listeners[:] = [one for one in listeners
                                 if not getattr(one.handler, "__module__", "").startswith(module)]
+    app.registry.css_files[:] = [f for f in app.registry.css_files if "thebe" not in str(f[0])]
 
 
 def point_at_notebooks(app, pagename, templatename, context, doctree) -> None:
@@ -41,9 +43,30 @@ def describe(app, pagename, templatename, context, doctree) -> None:
                                + f'<meta name="description" content="{escape(text)}" />\n')
 
 
+CODE = re.compile(r"(\$[^$]+\$|``[^`]+``|`[^`]+`)")
+
+
+def markdown_docstring(app, what, name, obj, options, lines) -> None:
+    """Turn the package's docstrings, whose `code` and $formulas$ are Markdown's, into reST."""
+    def rewrite(part: str) -> str:
+        if part.startswith("$"):
+            return f":math:`{part.strip('$')}`"
+        if part.startswith("`"):
+            return f"``{part.strip('`')}``"
+        return re.sub(r"(?<=\w)_(?!\w)", r"\_", part.replace("|", r"\|"))
+
+    joined = "\n".join(lines)
+    if ">>>" not in joined:
+        lines[:] = "".join(map(rewrite, CODE.split(joined))).split("\n")
+        return
+    head, _, tail = joined.partition(">>>")
+    lines[:] = ("".join(map(rewrite, CODE.split(head))) + ">>>" + tail).split("\n")
+
+
 def setup(app) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("config-inited", drop_thebe, priority=1)
+    app.connect("autodoc-process-docstring", markdown_docstring, priority=100)
     app.connect("html-page-context", describe, priority=100)
     app.connect("html-page-context", point_at_notebooks, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

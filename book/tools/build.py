@@ -59,6 +59,7 @@ def main() -> int:
     forget_stale_results(args.clean)
     python = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": python + os.pathsep + os.environ.get("PATH", ""),
+                                "PYTHONWARNINGS": "ignore:IProgress not found",
                                 "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     code = subprocess.call([Path(sys.executable).with_name("jupyter-book"), "build", BOOK,
                             "-nW", "--keep-going", "-q"], env=environment)
