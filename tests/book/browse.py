@@ -62,7 +62,8 @@ WIDE = """(() => {
   const scrolls = e => e && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX)
     || (e !== document.body && scrolls(e.parentElement)));
   return ["wider than " + limit + " px: " + [...document.querySelectorAll("article *")]
-    .filter(e => e.getBoundingClientRect().right > limit + 1 && !scrolls(e.parentElement)).slice(0, 4)
+    .filter(e => e.getBoundingClientRect().right > limit + 1 && !scrolls(e.parentElement))
+    .slice(0, 4)
     .map(e => e.tagName + "." + e.className).join(", ")];
 })()"""
 
