@@ -1,6 +1,6 @@
 """Join the reports of several seeds: one row per quantity, mean with a 95 % interval over seeds.
 
-    for seed in 0 1; do rlhf-mini run --seed $seed --out runs/seed-$seed; done
+    for seed in 0 1 2 3 4; do rlhf-mini run --seed $seed --out runs/seed-$seed; done
     python benchmarks/seeds.py runs/seed-*
 
 Writes to data/recorded/seeds/: seeds.json (every value of every seed, with what made it), seeds.md
@@ -19,11 +19,11 @@ import statistics
 from pathlib import Path
 
 import scipy.stats
+from record import RECORDED, ROOT, make_manifest
 
 from rlhf_mini.runtime import atomic_write, read_json, write_json
 
-ROOT = Path(__file__).parent.parent
-OUT = ROOT / "data" / "recorded" / "seeds"
+OUT = RECORDED / "seeds"
 GOLD = [(f"{name}, gold {how}", f"eval.{name}.{how}.gold.mean")
         for how in ("sampled", "greedy") for name in ("base", "sft", "ppo", "ppo_ptx")]
 EFFECT = [(f"{label}, {how}", f"{key}.{how}.{part}") for how in ("sampled", "greedy")
@@ -111,9 +111,9 @@ def main() -> None:
         for _, path in quantities:
             values = [look_up(report, path) for report in reports]
             rows[path] = {"seeds": values} | interval_over_seeds(values)
-    manifest = {"commands": __doc__.split("\n\n")[1].split("\n"), "config": reports[0]["config"],
-                "seeds": seeds, "versions": reports[0]["versions"],
-                "threads": reports[0]["threads"]}
+    manifest = {"commands": __doc__.split("\n\n")[1].split("\n"), "seeds": seeds,
+                "versions": reports[0]["versions"], "threads": reports[0]["threads"],
+                "runs": [make_manifest(report) for report in reports]}
     tables = {title: write_table(title, rows, seeds) for title in TABLES}
     samples = write_samples(folders[0])
     write_json(OUT / "seeds.json", {"manifest": manifest, "quantities": rows})

@@ -289,7 +289,7 @@ class PackedRankings:
     """
 
     input_ids: torch.Tensor  # (B, L) int64
-    segments: torch.Tensor  # (B, L) int64: 0 prompt, j + 1 response j, -1 padding
+    segments: torch.Tensor  # (B, L) int64: 0 prompt, 1.. its different responses, -1 padding
     position_ids: torch.Tensor  # (B, L) int64, 0 in padding
     end_index: torch.Tensor  # (B, K) int64, column of each response's last token, else 0
     ranks: torch.Tensor  # (B, K) int64, 1 = best, 0 where there is no response
@@ -312,12 +312,15 @@ def pack_rankings(rankings: list[tuple[list[int], list[list[int]], tuple[int, ..
     for prompt, responses, ranks in rankings:
         if len(responses) != len(ranks):
             raise ValueError(f"{len(responses)} responses but {len(ranks)} ranks")
-        row, segment, position, end = list(prompt), [0] * len(prompt), list(range(len(prompt))), []
-        for j, response in enumerate(responses, start=1):
-            row += response
-            segment += [j] * len(response)
-            position += range(len(prompt), len(prompt) + len(response))
-            end.append(len(row) - 1)
+        row, segment, position = list(prompt), [0] * len(prompt), list(range(len(prompt)))
+        last: dict[tuple[int, ...], int] = {}  # of each different response; equal ones share it
+        for response in map(tuple, responses):
+            if response not in last:
+                row += response
+                segment += [len(last) + 1] * len(response)
+                position += range(len(prompt), len(prompt) + len(response))
+                last[response] = len(row) - 1
+        end = [last[tuple(response)] for response in responses]
         for rows, values in ((ids, row), (segments, segment), (positions, position), (ends, end),
                              (mask, [1] * len(end))):
             rows.append(values)

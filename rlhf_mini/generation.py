@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,9 @@ from rlhf_mini.models import compute_position_ids
 def generate(
     policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, *, max_response_tokens: int,
     eos_id: int, pad_id: int, temperature: float = 1.0, generator: torch.Generator | None = None,
+    copies: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sample one response per row from the policy's full distribution (no top-k, no top-p).
+    """Sample responses from the policy's full distribution (no top-k, no top-p).
 
     Args:
         policy: causal language model in eval mode.
@@ -28,10 +30,11 @@ def generate(
         pad_id: what stands after the end.
         temperature: divides the logits; 0 takes the likeliest token (greedy).
         generator: source of randomness, on the policy's device.
+        copies: B numbers of responses, one per prompt if None; a prompt is read only once.
 
     Returns:
-        response_ids (B, T) and response_mask (B, T) with T <= max_response_tokens. EOS is a real
-        token (mask True); a response without EOS was cut off.
+        response_ids (B', T) and response_mask (B', T) with B' = sum of `copies`, T <=
+        max_response_tokens. EOS is a real token (mask True); a response without EOS was cut off.
 
     Raises:
         ValueError: if prompt and response do not fit into the policy's context.
@@ -39,7 +42,9 @@ def generate(
     _check_context(policy, prompt_ids.shape[1], max_response_tokens)
     mask, position_ids = prompt_mask, compute_position_ids(prompt_mask)
     token_ids, cache = prompt_ids, None
-    rows = torch.arange(len(prompt_ids), device=prompt_ids.device)  # whose turn it still is
+    copies = torch.tensor(copies or [1] * len(prompt_ids), device=prompt_ids.device)
+    prompt_of = torch.arange(len(copies), device=copies.device).repeat_interleave(copies)
+    rows = torch.arange(len(prompt_of), device=copies.device)  # whose turn it still is
     response_ids = prompt_ids.new_full((len(rows), max_response_tokens), pad_id)
     response_mask = torch.zeros_like(response_ids, dtype=torch.bool)
     for t in range(max_response_tokens):
@@ -47,6 +52,9 @@ def generate(
                                     past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         logits = policy.lm_head(output.last_hidden_state[:, -1]).float()
+        if t == 0:  # from here on every response has a row of its own
+            logits, mask, position_ids = (x[prompt_of] for x in (logits, mask, position_ids))
+            cache.batch_select_indices(prompt_of)
         token = _pick(logits, temperature, generator)
         response_ids[rows, t], response_mask[rows, t] = token, True
         going = (token != eos_id).nonzero()[:, 0]
@@ -110,16 +118,18 @@ def sample_responses(
     Raises:
         ValueError: if a prompt does not fit.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    encoded = {prompt: encode_prompt(tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
+    order = sorted(range(len(prompts)), key=lambda i: (len(encoded[prompts[i]]), prompts[i]))
     responses: list[Response | None] = [None] * len(prompts)
     for start in range(0, len(order), batch_size):
         rows = order[start:start + batch_size]
-        prompt_ids, prompt_mask = left_pad([encoded[i] for i in rows], tokenizer.pad_token_id)
+        copies = Counter(prompts[i] for i in rows)  # equal prompts stand side by side
+        prompt_ids, prompt_mask = left_pad([encoded[p] for p in copies], tokenizer.pad_token_id)
         ids, mask = generate(
             policy, prompt_ids.to(policy.device), prompt_mask.to(policy.device),
             max_response_tokens=max_response_tokens, eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id, temperature=temperature, generator=generator)
+            pad_id=tokenizer.pad_token_id, temperature=temperature, generator=generator,
+            copies=list(copies.values()))
         for i, row, length in zip(rows, ids.tolist(), mask.sum(1).tolist(), strict=True):
             tokens = tuple(row[:length])
             responses[i] = Response(decode_response(tokenizer, tokens), tokens,

@@ -307,22 +307,31 @@ def test_packed_row_by_hand():
     assert packed.mask.tolist() == [[True, True, False], [True, True, True]]
 
 
+def test_equal_responses_share_their_tokens():
+    packed = pack_rankings([([10], [[1, 2], [3], [1, 2]], (1, 2, 1))], PAD)
+    assert packed.input_ids.tolist() == [[10, 1, 2, 3]]
+    assert packed.segments.tolist() == [[0, 1, 1, 2]]
+    assert packed.end_index.tolist() == [[2, 3, 2]] and packed.ranks.tolist() == [[1, 2, 1]]
+
+
 @given(st.lists(st.tuples(ids, st.lists(ids, min_size=2, max_size=5)), min_size=1, max_size=4))
 @settings(max_examples=80, deadline=None)
 def test_every_response_is_recovered_from_a_packed_row(rows):
     packed = pack_rankings([(p, r, tuple(range(1, len(r) + 1))) for p, r in rows], PAD).to("cpu")
     for b, (prompt, responses) in enumerate(rows):
-        for segment, tokens in enumerate([prompt, *responses]):
+        different = [list(r) for r in dict.fromkeys(map(tuple, responses))]
+        for segment, tokens in enumerate([prompt, *different]):
             here = packed.segments[b] == segment
             start = 0 if segment == 0 else len(prompt)
             assert packed.input_ids[b][here].tolist() == tokens
             assert packed.position_ids[b][here].tolist() == list(range(start, start + len(tokens)))
-            if segment:
-                assert packed.end_index[b, segment - 1] == here.nonzero().max()
+            for k, response in enumerate(responses):
+                if segment and response == tokens:
+                    assert packed.end_index[b, k] == here.nonzero().max()
         assert packed.mask[b].sum() == len(responses)
         assert packed.ranks[b][packed.mask[b]].tolist() == list(range(1, len(responses) + 1))
         assert (packed.segments[b] == -1).sum() == packed.segments.shape[1] - (
-            len(prompt) + sum(map(len, responses)))
+            len(prompt) + sum(map(len, different)))
     assert (packed.ranks[~packed.mask] == 0).all()
     assert (packed.input_ids[packed.segments == -1] == PAD).all()
 

@@ -61,6 +61,15 @@ def test_sampling_with_cache_equals_sampling_from_uncached_forwards(policy):
             row.append(token)
 
 
+def test_copies_equal_prompts_that_are_repeated(policy):
+    copies = [2, 1, 3, 4, 1, 2]
+    repeated = [p for p, n in zip(PROMPTS, copies, strict=True) for _ in range(n)]
+    shared = sample(policy, seed=3, tokens=8, copies=copies)
+    for one, other in zip(shared, sample(policy, repeated, seed=3, tokens=8), strict=True):
+        assert torch.equal(one, other)
+    assert len(set(map(tuple, shared[0].tolist()))) > len(PROMPTS)  # copies differ
+
+
 def first_token_p_value(policy, drawn_at: float, tested_at: float) -> float:
     """Chi-square test of 6000 first tokens against softmax(logits / T); rare tokens are pooled."""
     prompt = PROMPTS[0]
