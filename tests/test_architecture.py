@@ -20,7 +20,7 @@ LAYERS = [
     "records data selection readers models kl advantages generation town",
     "pretrain sft ranking reward rollout",
     "ppo evaluation",
-    "plots report workspace stages pipeline __main__",
+    "plots report workspace stages pipeline notebook __main__",
 ]
 ORDER = [module for row in LAYERS for module in row.split()]
 # What the book teaches. The rest of layers 0 and 1 is plumbing: settings, files, records.

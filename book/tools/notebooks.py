@@ -84,8 +84,8 @@ def convert(name: str) -> str:
     labels = re.findall(r"^\$\$ *\(([\w:.-]+)\)$|^:label: *([\w:.-]+)", text, re.MULTILINE)
     page.equations = {a or b: i for i, (a, b) in enumerate(labels, start=1)}
     package = f"git+{config()['repository']['url']}"
-    heading, rest = re.match(r"(\s*(?:\([\w-]+\)=\s*)?# .+\n)(.*)\Z", text, re.DOTALL).groups()
-    _add_markdown(page, heading)
+    heading, rest = re.match(r"(\s*(?:\([\w-]+\)=\s*)?# [^\n]+\n)(.*)\Z", text, re.DOTALL).groups()
+    _add_markdown(page, _inline(page, heading))
     _add_code(page, "# installs the package where it is missing, as on Colab\n"
               "import importlib.util; importlib.util.find_spec(\"rlhf_mini\") or "
               f"get_ipython().run_line_magic(\"pip\", \"install -q {package}\")")
@@ -173,9 +173,7 @@ def _add_code(page: Page, code: str, options: dict | None = None) -> None:
     tags = options.get("tags", [])
     if isinstance(tags, str):
         tags = yaml.safe_load(tags)
-    if "remove-cell" in tags:
-        return
-    if page.hidden or "hide-input" in tags or "hide-cell" in tags:
+    if page.hidden or {"hide-input", "hide-cell", "remove-input", "remove-cell"} & set(tags):
         metadata = {"jupyter": {"source_hidden": True}, "cellView": "form"}
     page.cells.append({"cell_type": "code", "execution_count": None, "metadata": metadata,
                        "outputs": [], "source": _lines(code.strip())})
@@ -207,10 +205,10 @@ def _render(page: Page, block: Block) -> str:
     if name == "bibliography":
         return "\n".join(f"- {_cite(key)}" for key in cited(read(page.name)))
     if name in ("exercise", "exercise-start"):
-        return f"#### Exercise: {title.strip('()') or 'your turn'}\n\n{_nested(page, block.body)}"
+        return f"### Exercise: {title.strip('()') or 'your turn'}\n\n{_nested(page, block.body)}"
     if name in ("solution", "solution-start"):
         page.hidden = name == "solution-start"
-        return ("#### Solution\n\nTry first; the code below is folded.\n\n" if page.hidden
+        return ("### Solution\n\nTry first; the code below is folded.\n\n" if page.hidden
                 else "") + _folded(page, "Solution", block.body, fold=not page.hidden)
     if name in QUOTES:
         words = f"{QUOTES[name]}: {title}" if QUOTES[name] and title else QUOTES[name] or title
@@ -228,13 +226,23 @@ def _render(page: Page, block: Block) -> str:
         return _source(block)
     if name == "math":
         return _equation(page, block.body, block.options.get("label"))
-    if name in ("list-table", "table", "csv-table", "grid", "grid-item", "grid-item-card",
+    if name == "list-table":
+        return (f"**{title}**\n\n" if title else "") + _list_table(page, block.body)
+    if name in ("table", "csv-table", "grid", "grid-item", "grid-item-card",
                 "tab-set", "tab-item", "div", "margin", "sidebar", "container"):
         return (f"**{title}**\n\n" if title and name != "grid" else "") + _nested(page, block.body)
     if name in ("code-block", "code", "sourcecode"):
         return f"```{block.title}\n{block.body}\n```"
     raise ValueError(f"{page.name}.md: no plain Markdown is known for the directive {{{name}}}; "
                      "add it to book/tools/notebooks.py")
+
+
+def _list_table(page: Page, body: str) -> str:
+    rows = [[_inline(page, cell.strip().replace("\n", " "))
+             for cell in re.split(r"^[* ] - ", row, flags=re.MULTILINE)[1:]]
+            for row in re.split(r"^(?=\* - )", body, flags=re.MULTILINE) if row.strip()]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def _folded(page: Page, title: str, body: str, fold: bool = True) -> str:
@@ -307,6 +315,7 @@ def _inline(page: Page, text: str) -> str:
 def _rewrite(page: Page, text: str) -> str:
     text = re.sub(r"^\([\w:.-]+\)=\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^%.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^(?![-*>: ])(.+)\n: +", r"- \1: ", text, flags=re.MULTILINE)  # a definition
     text = re.sub(r"^\$\$\n(.*?)\n\$\$ *\(([\w:.-]+)\)$",
                   lambda m: _equation(page, m[1], m[2]), text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"\{([\w:.+-]+)\}`([^`]+)`", lambda m: _role(page, m[1], m[2]), text)

@@ -1,0 +1,138 @@
+"""The pages of the book: their form, their commands, their notebooks, and the built site."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_mini.__main__ import build_parser
+from rlhf_mini.config import load_preset, override
+
+for needed in ("yaml", "pybtex", "websocket"):
+    pytest.importorskip(needed, reason="needs the extra 'book'")
+
+ROOT = Path(__file__).resolve().parents[2]
+BOOK, SITE = ROOT / "book", ROOT / "book" / "_build" / "html"
+sys.path[:0] = [str(BOOK / "tools"), str(Path(__file__).parent)]
+
+import browse  # noqa: E402
+import notebooks  # noqa: E402
+
+PAGES = sorted(BOOK.glob("*.md"))
+CHAPTERS = notebooks.pages()
+CODE = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def cells_of(name: str) -> list[str]:
+    """The code of a page's cells, without their options."""
+    cells = CODE.findall(notebooks.read(name))
+    return [re.sub(r"\A(---\n.*?\n---\n|(:[\w-]+:.*\n)+)", "", c, flags=re.DOTALL) for c in cells]
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_code_cells_are_short_and_narrow(page):
+    for cell in cells_of(page):
+        lines = cell.strip().split("\n")
+        assert len(lines) <= 15, cell
+        assert max(map(len, lines)) <= 88, cell
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_chapters_are_mostly_prose(page):
+    cells = json.loads(notebooks.convert(page))["cells"]
+    text = re.sub(r"^```.*?^```$|^---\n.*?^---$", "", notebooks.read(page),
+                  flags=re.MULTILINE | re.DOTALL)
+    assert len(cells) > 10
+    assert len(text.split()) > sum(len(cell.split()) for cell in cells_of(page))
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_figures_have_caption_and_alt_text(page):
+    for block in CODE.findall(notebooks.read(page)):
+        if "show_figure(" in block and "remove-output" not in block:
+            assert re.search(r"^ +caption:", block, re.MULTILINE), block
+            assert re.search(r"^ +alt: .{30}", block, re.MULTILINE), block
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_pages_describe_themselves(page):
+    if page.stem != "CONTRIBUTING":
+        assert re.search(r'\A---\n(?:.*\n)*?description: ".{20,200}"\n', page.read_text("utf-8"))
+
+
+def commands() -> list[str]:
+    """Every `rlhf-mini ...` that a page prints."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", "")
+        found += re.findall(r"^ *(?:\$ )?(?:for .* do )?(rlhf-mini [a-z][^#;\n]*)", text,
+                            re.MULTILINE)
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_have_the_flags_they_show(command):
+    args = build_parser().parse_args(shlex.split(command.replace("$seed", "1"))[1:])
+    override(load_preset(getattr(args, "preset", "cpu")), getattr(args, "assignments", []))
+
+
+def test_there_are_commands():
+    assert commands()
+
+
+# ---- the notebooks -----------------------------------------------------------------------------
+
+
+def test_notebooks_are_in_step_with_the_pages():
+    assert {p.stem for p in notebooks.OUT.glob("*.ipynb")} == set(CHAPTERS)
+    for name in CHAPTERS:
+        there = (notebooks.OUT / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert there == notebooks.convert(name), f"{name}: run `make notebooks`"
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_notebooks_hold_all_code_and_no_directive(page):
+    cells = json.loads(notebooks.convert(page))["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    assert "git+https://" in code[0] and all(c["cell_type"] == "markdown" or not c["outputs"]
+                                             for c in cells)
+    assert code[1:] == [c.strip() for c in cells_of(page)]
+    prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    prose = re.sub(r"^```.*?^```$", "", prose, flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"\{[\w:-]+\}`|^:{3,}|^`{3,}\{|^\([\w-]+\)=", prose, re.MULTILINE)
+
+
+def test_directives_become_markdown():
+    page = notebooks.Page("03-tokens", {"eq-a": 4})
+    blocks = list(notebooks.split_blocks(":::{note}\nSee {eq}`eq-a` and `{eq}` here.\n:::\nplain"))
+    assert [notebooks._render(page, b) for b in blocks] == [
+        "> **Note**\n>\n> See (4) and `{eq}` here.", "plain"]
+    with pytest.raises(ValueError, match="no plain Markdown is known for the directive {mermaid}"):
+        notebooks._render(page, notebooks.Block("mermaid"))
+
+
+# ---- the site, if it was built -----------------------------------------------------------------
+
+built = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="`make book` was not run")
+
+
+@built
+def test_no_script_or_style_comes_from_another_host():
+    foreign = re.compile(
+        r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=\"(?:https?:)?//[^\"]*\"[^>]*>"
+        r"|@import[^;]*//|unpkg\.com|jsdelivr|cdnjs")
+    for page in SITE.glob("*.html"):
+        found = [f for f in foreign.findall(page.read_text(encoding="utf-8"))
+                 if 'rel="canonical"' not in f]
+        assert not found, (page.name, found)
+
+
+@built
+@pytest.mark.skipif(browse.find_browser() is None, reason="no Chromium")
+def test_every_page_is_sound_in_a_browser():
+    assert browse.walk() == []
