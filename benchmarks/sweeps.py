@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from record import RECORDED, make_manifest
+from transformers.utils import logging
 
 from rlhf_mini.config import RunConfig, override
 from rlhf_mini.evaluation import evaluate_policy, evaluate_zero_shot, mean_interval, summarize
@@ -165,6 +166,8 @@ def main() -> None:
                         dest="assignments", help="change a setting of PPO or of the evaluation")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     args = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     sweep(args.runs, args.betas, args.gammas, args.assignments, args.out)
     print(f"wrote {args.out}")
 
