@@ -315,7 +315,7 @@ def _inline(page: Page, text: str) -> str:
 def _rewrite(page: Page, text: str) -> str:
     text = re.sub(r"^\([\w:.-]+\)=\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^%.*\n", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^(?![-*>: ])(.+)\n: +", r"- \1: ", text, flags=re.MULTILINE)  # a definition
+    text = re.sub(r"^(?![-*>] |[:| ])(.+)\n: +", r"- \1: ", text, flags=re.MULTILINE)
     text = re.sub(r"^\$\$\n(.*?)\n\$\$ *\(([\w:.-]+)\)$",
                   lambda m: _equation(page, m[1], m[2]), text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"\{([\w:.+-]+)\}`([^`]+)`", lambda m: _role(page, m[1], m[2]), text)

@@ -59,8 +59,11 @@ LOOK = """(async () => {
 WIDE = """(() => {
   const limit = document.documentElement.clientWidth;
   if (document.documentElement.scrollWidth <= limit) return [];
+  const scrolls = e => e && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX)
+    || (e !== document.body && scrolls(e.parentElement)));
   return ["wider than " + limit + " px: " + [...document.querySelectorAll("article *")]
-    .filter(e => e.getBoundingClientRect().right > limit + 1).slice(0, 4)
+    .filter(e => e.getBoundingClientRect().right > limit + 1 && !scrolls(e.parentElement))
+    .slice(0, 4)
     .map(e => e.tagName + "." + e.className).join(", ")];
 })()"""
 
@@ -145,13 +148,15 @@ class Browser:
                 found.append(f"{what['response']['status']}: {what['response']['url']}")
         return found
 
-    def shot(self, path: Path) -> None:
-        """Save a picture of the whole page."""
+    def shot(self, path: Path, most: int = 8000) -> None:
+        """Save a picture of the whole page; a long page in parts -2, -3, ..."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip={
-            "x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 16000),
-            "scale": 1})["data"]
-        path.write_bytes(base64.b64decode(data))
+        for part, top in enumerate(range(0, int(size["height"]), most), start=1):
+            data = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip={
+                "x": 0, "y": top, "width": size["width"], "scale": 1,
+                "height": min(size["height"] - top, most)})["data"]
+            name = path if part == 1 else path.with_stem(f"{path.stem}-{part}")
+            name.write_bytes(base64.b64decode(data))
 
     def close(self) -> None:
         """End the browser."""

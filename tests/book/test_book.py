@@ -31,7 +31,8 @@ CODE = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTA
 def cells_of(name: str) -> list[str]:
     """The code of a page's cells, without their options."""
     cells = CODE.findall(notebooks.read(name))
-    return [re.sub(r"\A(---\n.*?\n---\n|(:[\w-]+:.*\n)+)", "", c, flags=re.DOTALL) for c in cells]
+    options = re.compile(r"\A(---\n.*?\n---\n|(:[\w-]+:[^\n]*\n)+)", re.DOTALL)
+    return [options.sub("", cell) for cell in cells]
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
