@@ -10,14 +10,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "book" / "paper-to-code.md").read_text(encoding="utf-8")
-ROWS = [line.split(" | ") for line in PAGE.splitlines() if "`test_" in line]
-FUNCTIONS = sorted({name for row in ROWS for name in re.findall(r"`([\w.]+)`", row[1])})
-TESTS = sorted({name for row in ROWS for name in re.findall(r"`(\w+::\w+)`", row[2])})
+MAP = PAGE.split("## Equations")[1].split("## Hyperparameters")[0]
+ENTRIES = re.findall(r"^[^:\n].+\n: (.+)\n: \*Departure:\* .+\n: \*Test:\* `(\w+::\w+)`$", MAP,
+                     re.MULTILINE)
+FUNCTIONS = sorted({name for row in ENTRIES for name in re.findall(r"`(\w[\w.]+)`", row[0])})
+TESTS = sorted({test for _, test in ENTRIES})
 
 
-def test_every_row_names_a_function_and_a_test():
-    assert len(ROWS) >= 15
-    assert all(re.search(r"`\w+\.\w+`", row[1]) and "::" in row[2] for row in ROWS)
+def test_every_entry_names_a_function_a_departure_and_a_test():
+    assert len(ENTRIES) == MAP.count("*Departure:*") == MAP.count("*Test:*") >= 15
+    assert all("`" in functions for functions, _ in ENTRIES)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
