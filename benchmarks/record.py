@@ -2,8 +2,9 @@
 
     python benchmarks/record.py NAME RUN [FIGURE ...]
 
-Copies from the run folder RUN to data/recorded/NAME/: report.json, the metrics of each PPO stage as
-STAGE.jsonl, and the named figures, and adds manifest.json (what made it).
+Copies from the run folder RUN to data/recorded/NAME/: report.json, the metrics of PPO stages as
+STAGE.jsonl, the samples of the first as samples.jsonl, and the named figures. Adds manifest.json,
+which says what made them.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def record(run: Path, folder: Path, figures: list[str]) -> None:
         shutil.copyfile(path, folder / path.name)
     for path in sorted(run.glob("ppo*/metrics.jsonl")):
         shutil.copyfile(path, folder / f"{path.parent.name}.jsonl")
+    shutil.copyfile(run / "ppo" / "samples.jsonl", folder / "samples.jsonl")
     write_json(folder / "manifest.json", make_manifest(report))
 
 

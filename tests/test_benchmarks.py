@@ -29,10 +29,12 @@ def test_a_run_is_kept_without_its_weights(scripts, tmp_path):
     (run / "figures").mkdir()
     (run / "figures" / "ppo.png").write_bytes(b"picture")
     (run / "ppo" / "model.safetensors").write_bytes(b"weights")
+    (run / "ppo" / "samples.jsonl").write_text("{}")
     for _ in range(2):  # the second time replaces the first
         scripts[0].record(run, tmp_path / "kept", ["ppo"])
     kept = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
-    assert sorted(kept) == ["manifest.json", "ppo.jsonl", "ppo.png", "ppo_ptx.jsonl", "report.json"]
+    assert sorted(kept) == ["manifest.json", "ppo.jsonl", "ppo.png", "ppo_ptx.jsonl", "report.json",
+                            "samples.jsonl"]
     assert kept["ppo.jsonl"] == (run / "ppo" / "metrics.jsonl").read_bytes()
     manifest = json.loads(kept["manifest.json"])
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)

@@ -48,7 +48,7 @@ def test_chapters_are_mostly_prose(page):
     cells = json.loads(notebooks.convert(page))["cells"]
     text = re.sub(r"^```.*?^```$|^---\n.*?^---$", "", notebooks.read(page),
                   flags=re.MULTILINE | re.DOTALL)
-    assert len(cells) > 10
+    assert len(cells) > 10 or not page[:2].isdigit()  # an appendix may be short
     assert len(text.split()) > sum(len(cell.split()) for cell in cells_of(page))
 
 
