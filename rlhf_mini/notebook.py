@@ -133,6 +133,7 @@ def glue(name: str, value: Any) -> None:
         name: how the text calls it; use the page's name as a prefix.
         value: what the text prints, usually a number.
     """
+    value = value.item() if hasattr(value, "item") else value  # the text cannot format numpy's
     try:
         from myst_nb import glue as keep
     except ImportError:

@@ -39,6 +39,10 @@ def forget_stale_results(clean: bool) -> None:
             shutil.rmtree(BUILD / name, ignore_errors=True)
     BUILD.mkdir(exist_ok=True)
     mark.write_text(now)
+    sources, known = BUILD / "sources", fingerprint(BOOK / "references.bib", BOOK / "_toc.yml")
+    if not sources.exists() or sources.read_text() != known:  # the pages quote and number anew
+        shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
+        sources.write_text(known)
 
 
 def page_seconds() -> dict[str, float]:
