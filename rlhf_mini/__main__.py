@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -44,12 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter)
         _add_run_options(command)
         if name == "town":
-            command.add_argument("--check", metavar="FOLDER",
+            command.add_argument("--check", metavar="FOLDER", type=_folder,
                                  help="only check the files of a town in FOLDER")
-            command.add_argument("--write", metavar="FOLDER",
+            command.add_argument("--write", metavar="FOLDER", type=_folder,
                                  help="only write the town's files to FOLDER")
     report = commands.add_parser("report", help="write the report of a run again")
-    report.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder of the run")
+    report.add_argument("--out", required=True, metavar="DIR", type=_folder,
+                        help="folder of the run")
     _add_chat_options(commands.add_parser(
         "chat", help="talk to models, several side by side",
         description="Talk to models. Reads one prompt per line; an empty line or Ctrl-D ends.",
@@ -57,9 +60,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _text(value: str) -> str:
+    if not value.strip():  # an unset variable of the shell
+        raise argparse.ArgumentTypeError("it is empty; name a file or folder, or leave it out")
+    return value
+
+
+def _folder(value: str) -> Path:
+    return Path(_text(value))
+
+
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/PRESET)")
+    add("--out", metavar="DIR", type=_folder, help="folder of the run (default: runs/PRESET)")
     add("--preset", default="cpu", metavar="NAME", help=f"{', '.join(PRESETS)} (default: cpu)")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", dest="assignments",
         help="change a setting, e.g. ppo.kl_coef=0; may be repeated")
@@ -71,16 +84,18 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on from the checkpoint of a stopped stage")
     add("--force", action="store_true",
         help="run the stage (with `run`: all stages) even if nothing changed")
-    add("--model", metavar="NAME_OR_PATH", help="a GPT-2 style checkpoint instead of pretraining")
+    add("--model", metavar="NAME_OR_PATH", type=_text,
+        help="a GPT-2 style checkpoint instead of pretraining")
     for kind in ("demonstrations", "rankings", "prompts"):
-        add(f"--{kind}", metavar="SOURCE",
+        add(f"--{kind}", metavar="SOURCE", type=_text,
             help=f"your own {kind}: a .jsonl or .jsonl.gz file, a folder, or a hub dataset")
 
 
 def _add_chat_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder, or stage of the run in --out")
-    add("--out", metavar="DIR", type=Path, help="folder of a run")
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", type=_text,
+        help="folder, or stage of the run in --out")
+    add("--out", metavar="DIR", type=_folder, help="folder of a run")
     add("--temperature", type=float, default=1.0, help="of the sampler (default: 1)")
     add("--greedy", action="store_true", help="always take the likeliest token")
     add("--max-response-tokens", type=int, default=40, metavar="N", help="default: 40")
@@ -108,8 +123,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # OSError: a full disk, a failed download
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search(
+                "out of memory|can't allocate memory", str(error)):
+            raise
+        print("error: out of memory; take smaller batches (--set STAGE.batch_size=N, for PPO "
+              f"ppo.minibatches=N) or a smaller model. {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        _say_stopped(arguments)
+        _say_stopped(args, arguments)
         return 130
 
 
@@ -117,9 +139,10 @@ def _quiet() -> None:
     """Silence what is of no use to a user; must come before transformers is used."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
     warnings.showwarning = lambda message, category, *rest, **more: print(
         f"warning: {message}", file=sys.stderr)
 
@@ -163,7 +186,11 @@ def _town_files(args: argparse.Namespace, config) -> int:
     return 0
 
 
-def _say_stopped(arguments: list[str]) -> None:
+def _say_stopped(args: argparse.Namespace, arguments: list[str]) -> None:
+    if args.command in ("chat", "report") or getattr(args, "write", None) or (
+            getattr(args, "check", None)):
+        print("\nstopped", file=sys.stderr)
+        return
     again = [*arguments] if "--resume" in arguments else [*arguments, "--resume"]
     print("\nstopped; finished stages and the last checkpoint are kept. Go on with: "
           f"{shlex.join(['rlhf-mini', *again])}", file=sys.stderr)

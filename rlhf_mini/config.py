@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 
@@ -24,11 +25,11 @@ def _check_fields(config: object, wanted: str, test, *names: str) -> None:
 
 
 def _positive(config: object, *names: str) -> None:
-    _check_fields(config, "a number above 0", lambda x: x > 0, *names)
+    _check_fields(config, "a number above 0", lambda x: 0 < x < math.inf, *names)
 
 
 def _non_negative(config: object, *names: str) -> None:
-    _check_fields(config, "a number of at least 0", lambda x: x >= 0, *names)
+    _check_fields(config, "a number of at least 0", lambda x: 0 <= x < math.inf, *names)
 
 
 def _fraction(config: object, *names: str) -> None:
@@ -83,6 +84,7 @@ class PretrainConfig:
                           if f.name not in ("weight_decay", "copy_steps")])
         _non_negative(self, "weight_decay", "copy_steps")
         _check(self, "hidden", self.hidden % self.heads == 0, f"a multiple of heads={self.heads}")
+        _check(self, "vocab_size", self.vocab_size >= 258, "at least 258: 256 bytes, EOS and PAD")
         _check(self, "row_tokens", self.row_tokens <= self.context,
                f"at most context={self.context}")
         _check(self, "copy_steps", self.copy_steps <= self.steps, f"at most steps={self.steps}")

@@ -78,10 +78,13 @@ def _parse_line(line: bytes, where: str) -> dict:
                         "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         hint = "" if line.endswith(b"\n") else "; the line has no end, the file looks truncated"
-        raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}{hint}"
-                        ) from error
+        raise DataError(f"{where}: not valid JSON: {error.msg.removesuffix(' at')} at column "
+                        f"{error.colno}{hint}") from error
     except _Constant as error:
         raise DataError(f"{where}: not valid JSON: {error}; write a finite number") from error
+    except (ValueError, RecursionError) as error:  # 5000 digits, 5000 brackets
+        raise DataError(f"{where}: a number is too long or the brackets are too deep ({error})"
+                        ) from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: got {show(row)}, expected one JSON object {{...}} per line")
     return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -263,16 +264,24 @@ def evaluate_zero_shot(
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    def score(pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        return _score_continuations(policy, pairs, tokenizer.pad_token_id, config.batch_size)
+    def score(texts: list[tuple[str, tuple[list[int], list[int]]]]):
+        context = policy.config.n_positions
+        short = [(name, pair) for name, pair in texts if sum(map(len, pair)) <= context]
+        if len(short) < len(texts):
+            warnings.warn(f"{len(texts) - len(short)} of {len(texts)} zero-shot texts do not fit "
+                          f"into the context of {context} tokens and are left out", stacklevel=3)
+        scores = _score_continuations(policy, [pair for _, pair in short], tokenizer.pad_token_id,
+                                      config.batch_size)
+        return [(name, *values) for (name, _), values in zip(short, scores, strict=True)]
 
     solved: dict[str, list[bool]] = {}
-    scores = score([(start + encode(i.text), encode(i.target)) for i in items])
-    for item, (_, greedy) in zip(items, scores, strict=True):
-        solved.setdefault(item.task, []).append(greedy)
+    for task, _, greedy in score([(i.task, (start + encode(i.text), encode(i.target)))
+                                  for i in items]):
+        solved.setdefault(task, []).append(greedy)
     results = {task: mean_interval(np.array(right), config) for task, right in solved.items()}
-    if documents:
-        losses = [-mean for mean, _ in score([(start, encode(d.text) + start) for d in documents])]
+    losses = [-mean for _, mean, _ in score([(d.id, (start, encode(d.text) + start))
+                                             for d in documents])]
+    if losses:
         results["corpus_loss"] = mean_interval(np.array(losses), config)
     return results
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,13 +62,67 @@ def file_sha256(path: Path) -> str:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR}
 
 
 def output_error(folder: Path, error: Exception) -> OutputError:
     """Return the `OutputError` that names the folder and why it cannot be written."""
     reason = getattr(error, "strerror", None) or str(error)
-    return OutputError(f"cannot write to folder {folder}: {reason}; free some space there, make it "
-                       "writable, or choose another output folder")
+    remedy = ("there is a file of that name;" if getattr(error, "errno", 0) in _IN_THE_WAY
+              else "free some space there, make it writable, or")
+    return OutputError(f"cannot write to folder {folder}: {reason}; {remedy} choose another output "
+                       "folder")
+
+
+@contextlib.contextmanager
+def name_full_folder(folder: Path) -> Iterator[None]:
+    """Turn the error of a library that met a full or read-only disk into an `OutputError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", 0) in _FULL or "os error" in str(error):
+            raise output_error(folder, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def lock_directory(path: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same folder out of it; the lock ends with the process.
+
+    Raises:
+        OutputError: if another process has it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise OutputError(f"{path}: another process is at work in this folder; wait for its end, "
+                          "or choose another output folder") from error
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_replaceable(path: str | Path, *marks: str) -> None:
+    """Refuse to replace what we did not write.
+
+    Args:
+        path: a folder that is about to be replaced as a whole.
+        marks: files of which it must hold one, unless it is empty or not there.
+
+    Raises:
+        OutputError: if it is a file, or a folder of something else.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise output_error(path, FileExistsError(errno.EEXIST, "File exists"))
+    if path.is_dir() and any(path.iterdir()) and not any((path / m).is_file() for m in marks):
+        raise OutputError(f"{path}: holds other files, which would be lost (it has no "
+                          f"{' or '.join(marks)}); move them, or choose another output folder")
 
 
 def _sync(path: Path) -> None:
@@ -115,13 +171,11 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise output_error(path.parent, error) from error
     try:
-        yield partial
-        replace_directory(partial, path)
-    except BaseException as error:
+        with name_full_folder(path.parent):
+            yield partial
+            replace_directory(partial, path)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        full = isinstance(error, OSError) and error.errno in _FULL
-        if full or (isinstance(error, SafetensorError) and "os error" in str(error)):
-            raise output_error(path.parent, error) from error
         raise
 
 
@@ -152,6 +206,15 @@ def recover_directory(path: str | Path) -> bool:
         _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
     return path.is_dir()
+
+
+def could_be_hub_name(name: str) -> bool:
+    """Say whether a name that is no file or folder may be one of the Hugging Face hub.
+
+    >>> could_be_hub_name("gpt2"), could_be_hub_name("owner/gpt2"), could_be_hub_name("./gpt2")
+    (True, True, False)
+    """
+    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name))
 
 
 def write_json(path: str | Path, obj: Any) -> None:

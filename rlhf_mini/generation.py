@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.data import decode_response, encode_prompt, left_pad
 from rlhf_mini.models import compute_position_ids
+from rlhf_mini.runtime import NonFiniteLoss
 
 
 @torch.no_grad()
@@ -37,7 +38,8 @@ def generate(
         max_response_tokens. EOS is a real token (mask True); a response without EOS was cut off.
 
     Raises:
-        ValueError: if prompt and response do not fit into the policy's context.
+        ValueError: if prompt and response do not fit into the policy's context; NonFiniteLoss if
+            the policy's weights are not finite.
     """
     _check_context(policy, prompt_ids.shape[1], max_response_tokens)
     mask, position_ids = prompt_mask, compute_position_ids(prompt_mask)
@@ -52,6 +54,9 @@ def generate(
                                     past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         logits = policy.lm_head(output.last_hidden_state[:, -1]).float()
+        if t == 0 and not logits.isfinite().all():
+            raise NonFiniteLoss("the policy's logits are not finite: training spoiled its weights, "
+                                "or they were bad before. Try a lower learning rate")
         if t == 0:  # from here on every response has a row of its own
             logits, mask, position_ids = (x[prompt_of] for x in (logits, mask, position_ids))
             cache.batch_select_indices(prompt_of)

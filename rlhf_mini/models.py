@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from rlhf_mini.data import PackedRankings, TokenBatch
+from rlhf_mini.files import could_be_hub_name
 from rlhf_mini.tensors import compute_entropy, gather_logprobs, last_index, unmask
 
 EOS_TOKEN, PAD_TOKEN = "<|endoftext|>", "<|pad|>"
@@ -61,6 +62,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
         raise ValueError(f"{path}: no tokenizer could be read there ({error})") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(f"{path}: the tokenizer has no tokens of text; its files, such as "
+                         "tokenizer.json, are missing there")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{path}: the tokenizer has no EOS token; set eos_token, for GPT-2 "
                          f"{EOS_TOKEN!r}, so that responses can end")
@@ -121,10 +125,15 @@ def match_embeddings(
 
 
 def _check_architecture(path: str | Path) -> PretrainedConfig:
+    here = Path(path)
+    if not ((here / "config.json").is_file() if here.exists() else could_be_hub_name(str(path))):
+        raise ValueError(f"{path}: no model could be read there; give a folder with config.json, "
+                         "model.safetensors and the tokenizer, or a model's name on the hub")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
-        raise ValueError(f"{path}: no model could be read there ({error})") from error
+        place = "there" if here.exists() else "on the hub, and there is no such folder"
+        raise ValueError(f"{path}: no model could be read {place} ({error})") from error
     if config.model_type != "gpt2":
         raise ValueError(f"{path}: the model is of type {config.model_type!r}; rlhf-mini trains "
                          "GPT-2 style models (model_type 'gpt2')")
@@ -135,14 +144,15 @@ def _from_pretrained(auto_class, path: str | Path, **kwargs) -> PreTrainedModel:
     try:
         model, info = auto_class.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True, **kwargs)
+            output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)  # named below
     except Exception as error:  # transformers and safetensors raise many kinds
-        raise ValueError(f"{path}: the weights could not be read; the file is damaged or half "
-                         f"written ({type(error).__name__}: {error})") from error
+        why = ("no format but model.safetensors is" if isinstance(error, OSError) else
+               "the file is damaged or half written, make or copy it again")
+        raise ValueError(f"{path}: the weights could not be read; {why} ({error})") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         bad = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
         raise ValueError(f"{path}: the checkpoint lacks {len(bad)} of the model's tensors or has "
-                         f"them in another shape, first {bad[0]}")
+                         f"them in another shape than config.json says, first {bad[0]}")
     return model
 
 
@@ -169,11 +179,9 @@ def freeze(model: nn.Module) -> nn.Module:
 def set_residual_dropout(policy: PreTrainedModel, p: float) -> None:
     """Set the dropout after each attention and MLP block, and turn any other dropout off.
 
-    Dropout acts in train mode only.
-
     Args:
         policy: a GPT-2 style model.
-        p: probability of dropping, from 0 to 1.
+        p: probability of dropping, from 0 to 1; in train mode only.
     """
     for module in policy.modules():
         if isinstance(module, nn.Dropout):

@@ -23,10 +23,13 @@ import torch
 
 import rlhf_mini
 from rlhf_mini.config import RunConfig
-from rlhf_mini.files import output_error
 from rlhf_mini.report import write_report
 from rlhf_mini.runtime import (
+    check_replaceable,
     fingerprint,
+    lock_directory,
+    name_full_folder,
+    output_error,
     read_json,
     recover_directory,
     replace_directory,
@@ -149,14 +152,25 @@ def run_stages(
         run.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(run.directory, error) from error
+    with lock_directory(run.directory):
+        _run_stages(run, targets, command, resume, force)
+
+
+def _run_stages(run: Run, targets: list[str], command: str, resume: bool, force: tuple[str, ...],
+                ) -> None:
     stages = plan_stages(run)
     plan = select_stages(stages, targets)
     settings = {stage.name: settings_of(stage, stages) for stage in plan}
     if resume:
         _refuse_other_settings(run, settings)
     marks = {name: fingerprint(name, values) for name, values in settings.items()}
-    done = {name for name, mark in marks.items()
-            if name not in force and finished_stage(run.directory / name) == mark}
+    done = {name for name, mark in marks.items() if name not in force
+            and (finished_stage(run.directory / name) or {}).get("fingerprint") == mark}
+    for name in marks:
+        if name in done:
+            check_sizes(run.directory / name)
+        else:
+            check_replaceable(run.directory / name, "stage.json")
     for kind in ("demonstrations", "rankings", "prompts"):  # bad data now, not after an hour
         if any(kind in stage.settings for stage in plan if stage.name not in done):
             run.user_records(kind)
@@ -170,22 +184,40 @@ def run_stages(
             _run_stage(run, stage, state, command, resume)
 
 
-def finished_stage(folder: Path) -> str | None:
-    """Return the fingerprint of a finished stage, or None if the folder holds none."""
+def finished_stage(folder: Path) -> dict | None:
+    """Return the `stage.json` of a finished stage, or None if the folder holds none."""
     if not recover_directory(folder) or not (folder / "stage.json").exists():
         return None
-    state = read_json(folder / "stage.json")
-    return state["fingerprint"] if state.get("finished") else None
+    state = _read_state(folder)
+    return state if state["finished"] else None
 
 
-def work_folder(run: Run, stage: Stage) -> Path:
-    """Return the folder in which an unfinished stage works."""
-    return run.directory / f".{stage.name}.work"
+def check_sizes(folder: Path) -> None:
+    """Raise ValueError if a file of a finished stage is missing or has not its size."""
+    for name, size in _read_state(folder).get("sizes", {}).items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != size:
+            why = "is missing" if found is None else f"has {found} bytes and not {size}"
+            raise _damaged(folder, f"{name} {why}")
+
+
+def _read_state(folder: Path) -> dict:
+    try:
+        state = read_json(folder / "stage.json")
+    except ValueError as error:
+        raise _damaged(folder, str(error)) from error
+    if not isinstance(state, dict) or not {"finished", "fingerprint", "settings"} <= set(state):
+        raise _damaged(folder, "stage.json lacks what a stage writes there")
+    return state
+
+
+def _damaged(folder: Path, why: str) -> ValueError:
+    return ValueError(f"{folder} is damaged: {why}; delete this folder to run the stage again")
 
 
 def _changes(work: Path, settings: dict[str, object]) -> str:
     """Say in which settings a stopped stage differs from what is asked now."""
-    old = read_json(work / "stage.json")["settings"]
+    old = _read_state(work)["settings"]
     return "; ".join(f"{name} was {old.get(name)!r}, is {settings.get(name)!r}"
                      for name in sorted({*old, *settings}) if old.get(name) != settings.get(name))
 
@@ -201,25 +233,25 @@ def _refuse_other_settings(run: Run, settings: dict[str, dict]) -> None:
 
 def _run_stage(run: Run, stage: Stage, state: dict, command: str, resume: bool) -> None:
     work, began = run.directory / f".{stage.name}.work", time.monotonic()
-    resumed = (work / "stage.json").exists()
-    if resumed and not resume:
-        can = not _changes(work, state["settings"])
-        run.say("was stopped before it was complete; starting again"
-                + (" (--resume would go on)" if can else ""))
-        resumed = False
+    resumed = resume and (work / "stage.json").exists()
     if resumed:
         run.say("going on where it stopped")
     elif work.exists():
+        run.say("was stopped before it was complete; starting again, as --resume was not given")
         shutil.rmtree(work)
     write_json(work / "stage.json", state | {"finished": False})
-    summary = stage.run(run, work)
+    with name_full_folder(run.directory):
+        summary = stage.run(run, work)
     seconds = round(time.monotonic() - began, 2)
     write_json(work / "stage.json", state | {
         "finished": True, "resumed": resumed, "seconds": seconds, "summary": summary,
         "config": dataclasses.asdict(run.config), "seed": run.seed, "rounds": run.rounds,
         "sources": run.sources, "command": command, "versions": versions(),
         "threads": torch.get_num_threads(), "device": str(run.device),
-        "peak_memory_mb": peak_memory_mb()})
+        "peak_memory_mb": peak_memory_mb(), "sizes": {
+            file.relative_to(work).as_posix(): file.stat().st_size
+            for file in sorted(work.rglob("*")) if file.is_file()
+            and file.name != "stage.json" and file.parent.name != "checkpoint"}})
     shutil.rmtree(work / "checkpoint", ignore_errors=True)
     replace_directory(work, run.directory / stage.name)
     run.say(f"done in {seconds:.1f} s: {summary}")
@@ -250,14 +282,10 @@ def build_report(directory: Path) -> dict:
     Raises:
         ValueError: if the evaluation has not been run.
     """
-    if finished_stage(directory / "evaluation") is None:
-        raise ValueError(f"{directory}: no finished evaluation there; `rlhf-mini run --out "
-                         f"{directory}` makes one")
-    state = read_json(directory / "evaluation" / "stage.json")
+    state = _state_of(directory, "evaluation")
     run = Run(directory, _config_from(state["config"]), state["seed"], rounds=state["rounds"],
               sources=state["sources"])
-    states = {stage.name: read_json(directory / stage.name / "stage.json")
-              for stage in plan_stages(run)}
+    states = {stage.name: _state_of(directory, stage.name) for stage in plan_stages(run)}
     seconds = {name: s["seconds"] for name, s in states.items()}
     report = {key: state[key] for key in ("command", "config", "seed", "rounds", "sources",
                                           "versions", "threads", "device")}
@@ -271,6 +299,13 @@ def build_report(directory: Path) -> dict:
         report[in_round("reward_model", number)] = read_json(
             directory / in_round("reward", number) / "reward.json")
     return report
+
+
+def _state_of(directory: Path, name: str) -> dict:
+    if (state := finished_stage(directory / name)) is None:
+        raise ValueError(f"{directory}: no finished {name} there; `rlhf-mini run --out "
+                         f"{directory}` makes one")
+    return state
 
 
 def _config_from(values: dict[str, dict]) -> RunConfig:

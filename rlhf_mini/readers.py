@@ -18,7 +18,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .data import iterate_jsonl
-from .records import DataError, Demonstration, Prompt, Ranking, fail, parse_record, schema_of
+from .files import could_be_hub_name
+from .records import (
+    DataError,
+    Demonstration,
+    Prompt,
+    Ranking,
+    fail,
+    parse_record,
+    schema_of,
+    show,
+)
 from .selection import FitReport, assign_splits, fit_to_context, sample_k
 
 __all__ = ["read_prompts", "read_demonstrations", "read_rankings", "FitReport", "assign_splits",
@@ -27,6 +37,9 @@ __all__ = ["read_prompts", "read_demonstrations", "read_rankings", "FitReport", 
 Record = Prompt | Demonstration | Ranking
 
 
+_EXAMPLES = {
+    Prompt: '{"prompt": "..."}', Demonstration: '{"prompt": "...", "response": "..."}',
+    Ranking: '{"prompt": "...", "responses": ["...", "..."], "ranks": [1, 2]}'}
 _HUB_COLUMNS = ("prompt", "response", "responses", "ranks", "chosen", "rejected")
 
 
@@ -90,7 +103,8 @@ def _read(source: str | Path, record_type: type, draw: tuple[int, int, int] | No
         warnings.warn(f"{source}: left out {skipped.total()} of {skipped.total() + len(records)} "
                       f"records: {reasons}", stacklevel=3)
     if not records:
-        raise DataError(f"{source}: holds no usable {record_type.__name__.lower()}s")
+        raise DataError(f"{source}: holds no usable {record_type.__name__.lower()}s; a line is "
+                        f"{_EXAMPLES[record_type]}")
     return records
 
 
@@ -113,8 +127,7 @@ def _rows(source: str | Path) -> Iterator[tuple[str, str | None, dict]]:
             raise DataError(f"{source}: expected a .jsonl or .jsonl.gz file, one record per line")
         for where, row in iterate_jsonl(path):
             yield where, None, row
-    elif (not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(source))
-          or str(source).endswith((".jsonl", ".gz", ".json"))):
+    elif not could_be_hub_name(str(source)) or path.suffix in (".jsonl", ".gz", ".json"):
         raise DataError(f"{source}: no such file or folder")
     else:
         yield from _hub_rows(str(source))
@@ -208,7 +221,7 @@ def _dialogue(row: dict, name: str, where: str) -> list[tuple[str, str]]:
     if name not in row:
         fail(where, name, "missing; a pair needs 'chosen' and 'rejected'")
     if not isinstance(row[name], str):
-        fail(where, name, f"got a {type(row[name]).__name__}, expected the text of a dialogue")
+        fail(where, name, f"got {show(row[name])}, expected the text of a dialogue")
     start, *parts = re.split(r"\n\n(Human|Assistant):", row[name])
     turns = [(speaker, text.strip()) for speaker, text in zip(parts[::2], parts[1::2], strict=True)]
     if start or not turns or turns[0][0] != "Human":

@@ -110,6 +110,8 @@ def _convert(value: object, hint: object, where: str, name: str) -> object:
             fail(where, name, f"got {show(value)}, expected a list")
         inner = typing.get_args(hint)[0]
         return tuple(_convert(v, inner, where, f"{name}[{i}]") for i, v in enumerate(value))
+    if type(value) is int and abs(value) >= 10**18:
+        fail(where, name, f"got {show(value)}, expected a number of at most 18 digits")
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:

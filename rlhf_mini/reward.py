@@ -109,6 +109,7 @@ def train_reward_model(
         if last and valid:
             scores = score_rankings(reward_model, encoded_valid, tokenizer.pad_token_id)
             stats["valid_loss"] = _mean_loss(scores, valid)
+            check_finite(stats["valid_loss"], step, "validation rankings")
         record.log(step, epoch=epoch, lr=lr, **stats)
         bar.update(1, loss=stats["loss"], accuracy=stats["accuracy"])
         record.save(step + 1)

@@ -25,8 +25,11 @@ from rlhf_mini.files import (
     OutputError,
     atomic_directory,
     atomic_write,
+    check_replaceable,
     fingerprint,
     load_checkpoint,
+    lock_directory,
+    name_full_folder,
     output_error,
     read_json,
     recover_directory,
@@ -37,10 +40,10 @@ from rlhf_mini.files import (
 
 __all__ = [
     "METRICS", "CheckpointError", "Metric", "MetricLog", "NonFiniteLoss", "OutputError", "Progress",
-    "atomic_directory", "atomic_write", "check_finite", "fingerprint", "load_checkpoint",
-    "make_generator", "make_rng", "pack_state", "progress", "read_json", "read_metrics",
-    "recover_directory", "replace_directory", "resolve_device", "save_checkpoint",
-    "unpack_state", "write_json",
+    "atomic_directory", "atomic_write", "check_finite", "check_replaceable", "fingerprint",
+    "load_checkpoint", "lock_directory", "make_generator", "make_rng", "name_full_folder",
+    "pack_state", "progress", "read_json", "read_metrics", "recover_directory",
+    "replace_directory", "resolve_device", "save_checkpoint", "unpack_state", "write_json",
 ]
 
 
@@ -204,8 +207,8 @@ def check_finite(loss: Tensor | float, step: int, what: str) -> None:
     """Raise `NonFiniteLoss` naming step and batch unless the loss (a scalar) is finite."""
     value = float(loss.detach() if isinstance(loss, Tensor) else loss)
     if not math.isfinite(value):
-        raise NonFiniteLoss(f"step {step}, {what}: loss is {value}; the weights before this step "
-                            "are the last sound ones. Try a lower learning rate")
+        raise NonFiniteLoss(f"step {step}, {what}: loss is {value}; the steps before it spoiled "
+                            "the weights, or this batch is bad. Try a lower learning rate")
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -113,6 +113,7 @@ def train_sft(
                           tokenizer.pad_token_id)
         if last:
             stats["valid_loss"] = compute_sft_loss(policy, valid_pairs, tokenizer.pad_token_id)
+            check_finite(stats["valid_loss"], step, "validation demonstrations")
             if stats["valid_loss"] < kept["valid_loss"]:
                 kept["valid_loss"] = stats["valid_loss"]
                 best.load_state_dict(policy.state_dict())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_mini.config import EvaluationConfig, RunConfig
+from rlhf_mini.config import EvaluationConfig
 from rlhf_mini.data import Prompt, Ranking, write_jsonl
 from rlhf_mini.evaluation import (
     Evaluation,
@@ -48,6 +48,7 @@ from rlhf_mini.workspace import (
     RANKINGS,
     SAMPLES,
     Run,
+    check_limits,
     grader_of,
     in_round,
     write_lines,
@@ -83,23 +84,6 @@ def run_base(run: Run, work: Path) -> str:
     save_model(policy, tokenizer, work)
     write_samples(run, policy, tokenizer, work)
     return f"{sum(p.numel() for p in policy.parameters()):,} parameters{loss}"
-
-
-def check_limits(config: RunConfig, context: int) -> None:
-    """Refuse limits that the model's context cannot hold, before hours were spent.
-
-    Raises:
-        ValueError: naming the fields.
-    """
-    prompt = config.ppo.max_prompt_tokens
-    for stage in ("sft", "ranking", "reward", "ppo", "evaluation"):
-        limits = getattr(config, stage)
-        tokens = getattr(limits, "max_prompt_tokens", prompt) + limits.max_response_tokens
-        if tokens > context:
-            raise ValueError(
-                f"{stage}: max_prompt_tokens and max_response_tokens add up to {tokens}, but the "
-                f"model's context is {context} tokens; lower them, e.g. --set "
-                f"{stage}.max_response_tokens={max(2, context // 3)}")
 
 
 def run_sft(run: Run, work: Path) -> str:
@@ -144,7 +128,8 @@ def run_rankings(run: Run, work: Path, start: str, number: int) -> str:
                   "test": config.test_prompts}
         for split, count in counts.items():
             seed = run.seed_of("rankings", split, str(number))
-            prompts = [p for p in run.town.prompts if p.split == split]
+            prompts = run.fit([p for p in run.town.prompts if p.split == split], tokenizer,
+                              policy.config.n_positions - config.max_response_tokens, 2)
             prompts = make_rng(seed, "prompts").sample(prompts, min(count, len(prompts)))
             group = "test" if split == "test" else "train"
             labelers = [x for x in run.town.labelers if x.group == group]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -61,6 +62,9 @@ class TrainingRecord:
         if self.metric_log:
             self.metric_log.truncate(step)
             self.history = read_metrics(self.metric_log.path)
+            if lost := step - len(self.history):
+                warnings.warn(f"{self.metric_log.path}: lacks {lost} of the {step} rows before the "
+                              "checkpoint; training goes on, its curve has a gap", stacklevel=3)
         return step, start
 
     def log(self, step: int, **metrics: float) -> None:

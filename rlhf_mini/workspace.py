@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -58,7 +59,9 @@ class Run:
 
     def policy(self, stage: str):
         """Load the policy and tokenizer that a stage made."""
-        return load_policy(self.directory / stage, self.device)
+        policy, tokenizer = load_policy(self.directory / stage, self.device)
+        check_limits(self.config, policy.config.n_positions)
+        return policy, tokenizer
 
     @cached_property
     def town(self) -> Town:
@@ -75,7 +78,12 @@ class Run:
             draw = (self.seed, self.config.ranking.k_low, self.config.ranking.k_high)
             read = {"demonstrations": readers.read_demonstrations, "prompts": readers.read_prompts,
                     "rankings": lambda source: readers.read_rankings(source, *draw)}[kind]
-            self._read[kind] = assign_splits(read(self.sources[kind]), self.seed)
+            source = self.sources[kind]
+            try:
+                self._read[kind] = assign_splits(read(source), self.seed)
+            except DataError as error:
+                text = str(error).removeprefix(f"{source}: ")
+                raise DataError(f"--{kind} {source}: {text}") from error
         return self._read[kind]
 
     def prompts(self, split: str, tokenizer) -> list[Prompt]:
@@ -83,11 +91,8 @@ class Run:
         if (kept := self._read.get(f"fitting {split} prompts")) is None:
             prompts = (self.user_records("prompts") if "prompts" in self.sources
                        else self.town.prompts)
-            limit = self.config.ppo.max_prompt_tokens
-            kept = self.fit([p for p in prompts if p.split == split], tokenizer, limit, 2)
-            if not kept:
-                raise ValueError(f"no {split} prompts are left; raise ppo.max_prompt_tokens = "
-                                 f"{limit} or give more prompts")
+            kept = self.fit([p for p in prompts if p.split == split], tokenizer,
+                            self.config.ppo.max_prompt_tokens, 2)
             self._read[f"fitting {split} prompts"] = kept
         return kept
 
@@ -105,8 +110,12 @@ class Run:
         return self.fit(records, tokenizer, limits.max_prompt_tokens, limits.max_response_tokens)
 
     def fit(self, records: list, tokenizer, prompt_tokens: int, response_tokens: int) -> list:
-        """Shorten or drop the records that are too long, and say how many; keep all others."""
-        kept, misfits = [], 0
+        """Shorten or drop the records that are too long, and say how many; keep all others.
+
+        Raises:
+            DataError: if there were records and none is left.
+        """
+        kept, misfits, causes = [], 0, Counter()
         for record in records:
             texts = getattr(record, "responses", None) or [getattr(record, "response", None)]
             texts = texts if texts[0] is not None else ()
@@ -116,15 +125,44 @@ class Run:
                 kept.append(record)
             except DataError:
                 misfits += 1
-                kept += fit_to_context([record], tokenizer, prompt_tokens, response_tokens)[0]
+                fitted, report = fit_to_context([record], tokenizer, prompt_tokens, response_tokens)
+                kept += fitted
+                causes.update(asdict(report))
         if misfits:
             dropped = len(records) - len(kept)
             kind = type(records[0]).__name__.lower()
             limits = f"{prompt_tokens} prompt tokens" + (
                 "" if kind == "prompt" else f" or {response_tokens} response tokens")
-            self.say(f"{misfits} of {len(records)} {kind}s have more than {limits}: "
-                     f"{misfits - dropped} shortened, {dropped} left out")
+            equal = f", {n} of them equal once cut" if (n := causes["dropped_all_equal"]) else ""
+            said = (f"{misfits} of {len(records)} {kind}s have more than {limits}: "
+                    f"{misfits - dropped} shortened, {dropped} left out{equal}")
+            if not kept:
+                raise DataError(f"{self.label}: {said}, none is left. Raise max_prompt_tokens or "
+                                "max_response_tokens of this stage with --set, or shorten them")
+            self.say(said)
         return kept
+
+
+def check_limits(config: RunConfig, context: int) -> None:
+    """Refuse limits that the model's context cannot hold, before hours were spent.
+
+    Raises:
+        ValueError: naming the fields.
+    """
+    rows = config.pretrain.row_tokens
+    if config.ppo.ptx_coef > 0 and rows > context:
+        raise ValueError(f"pretrain.row_tokens = {rows}: PPO-ptx reads rows of so many tokens, but "
+                         f"the model's context is {context} tokens; --set "
+                         f"pretrain.row_tokens={context}, or ptx_coef=0")
+    prompt = config.ppo.max_prompt_tokens
+    for stage in ("sft", "ranking", "reward", "ppo", "evaluation"):
+        limits = getattr(config, stage)
+        tokens = getattr(limits, "max_prompt_tokens", prompt) + limits.max_response_tokens
+        if tokens > context:
+            raise ValueError(
+                f"{stage}: max_prompt_tokens and max_response_tokens add up to {tokens}, but the "
+                f"model's context is {context} tokens; lower them, e.g. --set "
+                f"{stage}.max_response_tokens={max(2, context // 3)}")
 
 
 def in_round(name: str, number: int) -> str:

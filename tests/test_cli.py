@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import rlhf_mini
 from rlhf_mini import stages
@@ -155,13 +156,25 @@ def test_a_model_with_too_small_a_context_is_named_at_once(policy, tokenizer, tm
     (["--preset", "huge"], "preset 'huge': expected one of smoke, cpu, gpu"),
     (["--rounds", "0"], "--rounds 0: expected at least 1"),
     (["--device", "tpu"], "device 'tpu': expected 'auto', 'cpu' or 'cuda'"),
-    (["--rankings", "no/such.jsonl"], "no/such.jsonl: no such file or folder"),
-    (["--prompts", "no/such.jsonl"], "no/such.jsonl: no such file or folder"),
-    (["--demonstrations", "no/such.jsonl"], "no/such.jsonl: no such file or folder"),
+    (["--set", "ppo.lr=1e400"], "PPOConfig.lr = inf: expected a number above 0"),
+    (["--rankings", "no/such.jsonl"], "--rankings no/such.jsonl: no such file or folder"),
+    (["--prompts", "no/such.jsonl"], "--prompts no/such.jsonl: no such file or folder"),
+    (["--demonstrations", "no/such.jsonl"],
+     "--demonstrations no/such.jsonl: no such file or folder"),
 ])
 def test_bad_options(arguments, words, tmp_path, capsys):
     assert words in fails(capsys, "run", *SMOKE, "--out", tmp_path / "run", *arguments)
     assert not list(tmp_path.glob("run/*"))  # before anything ran
+
+
+@pytest.mark.parametrize("option", ["--out", "--model", "--demonstrations", "--rankings",
+                                    "--prompts"])
+def test_an_option_that_is_empty_is_an_error_and_not_left_out(option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:  # --rankings "$FILE" with FILE unset
+        main(["run", *SMOKE, "--out", str(tmp_path / "run"), option, ""])
+    assert stop.value.code == 2
+    assert f"argument {option}: it is empty; name a file or folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_cuda_without_a_gpu(tmp_path, capsys, monkeypatch):
@@ -196,17 +209,43 @@ def test_out_that_cannot_be_a_folder(tmp_path, capsys):
     assert "choose another output folder" in error
 
 
-def test_a_full_disk_loses_nothing(trained, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device", "model.safetensors"),
+    SafetensorError("I/O error: No space left on device (os error 28)")])
+def test_a_full_disk_loses_nothing(error, trained, tmp_path, capsys, monkeypatch):
     shutil.copytree(trained, tmp_path / "run")
     before = (tmp_path / "run/sft/model.safetensors").read_bytes()
 
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+        raise error
 
     monkeypatch.setattr(stages, "save_model", full)
-    error = fails(capsys, "sft", *SMOKE, "--out", tmp_path / "run", "--force")
-    assert "No space left on device" in error
+    said = fails(capsys, "sft", *SMOKE, "--out", tmp_path / "run", "--force")
+    assert f"cannot write to folder {tmp_path / 'run'}: " in said
+    assert "No space left on device" in said and "free some space there" in said
     assert (tmp_path / "run/sft/model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")])
+def test_too_little_memory_is_told_with_a_way_out(error, trained, tmp_path, capsys, monkeypatch):
+    def greedy_for_memory(*_, **__):
+        raise error
+
+    shutil.copytree(trained / "town", tmp_path / "run" / "town")
+    monkeypatch.setattr(stages, "train_base_model", greedy_for_memory)
+    said = fails(capsys, "pretrain", *SMOKE, "--out", tmp_path / "run")
+    assert "out of memory; take smaller batches (--set STAGE.batch_size=N" in said
+
+
+def test_other_errors_of_torch_are_not_hidden(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(stages, "build_town", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["town", *SMOKE, "--out", str(tmp_path / "run")])
 
 
 def test_a_report_needs_an_evaluation(trained, capsys):
@@ -233,6 +272,31 @@ def test_town_files_are_written_and_checked(tmp_path, capsys):
     (folder / "prompts.jsonl").write_text("\n".join([*lines[:2], lines[2][:-9]]) + "\n")
     error = fails(capsys, "town", "--check", folder)
     assert "prompts.jsonl:3" in error and "not valid JSON" in error
+
+
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_town_files_replace_nothing_else(place, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    for name in ("folder/thesis.txt", "file"):
+        (tmp_path / name).write_text("precious")
+    error = fails(capsys, "town", *SMOKE, "--write", tmp_path / place)
+    assert str(tmp_path / place) in error and "choose another output folder" in error
+    for name in ("folder/thesis.txt", "file"):
+        assert (tmp_path / name).read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("command", [["report", "--out", "runs/none"], ["chat", "runs/none"],
+                                     ["town", "--check", "runs/none"]])
+def test_ctrl_c_promises_no_resume_where_there_is_none(command, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for module, name in (("__main__", "_find_checkpoint"), ("pipeline", "report_run"),
+                         ("town", "validate_town")):
+        monkeypatch.setattr(f"rlhf_mini.{module}.{name}", stop)
+    assert main(command) == 130
+    assert capsys.readouterr().err.strip() == "stopped"
 
 
 def chat(monkeypatch, capsys, lines: list[str], *arguments: str) -> list[str]:

@@ -78,6 +78,9 @@ def test_configs_are_frozen():
     (PPOConfig, "gae_lambda", 1.1, "a number from 0 to 1"),
     (PPOConfig, "episodes", 127, "a multiple of minibatches=2"),
     (PPOConfig, "lr", float("nan"), "a number above 0"),
+    (PPOConfig, "lr", float("inf"), "a number above 0"),
+    (PPOConfig, "kl_coef", float("inf"), "a number of at least 0"),
+    (PretrainConfig, "vocab_size", 257, "at least 258: 256 bytes, EOS and PAD"),
     (EvaluationConfig, "split", "train", "'valid' or 'test'"),
     (EvaluationConfig, "confidence", 1.0, "a number between 0 and 1"),
 ])

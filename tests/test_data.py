@@ -87,6 +87,9 @@ BAD_RANKINGS = [
     (dict(gold=[1, 2, "x"]), "field 'gold[2]': got \"x\", expected a number"),
     (dict(respones=["a"]), "field 'respones': unknown; the fields of a Ranking are id, prompt"),
     (dict(id=3), "field 'id': got 3, expected text"),
+    (dict(ranks=[1, 10**18, 2]), "field 'ranks[1]': got 1000000000000000000, expected a number of "
+                                 "at most 18 digits"),
+    (dict(gold=[1, 10**400, 2]), "field 'gold[1]': got 1000"),
 ]
 
 
@@ -123,11 +126,21 @@ def test_bad_records_of_other_types(tmp_path, record_type, row, expected):
     ('{"prompt": x}\n', "f.jsonl:2: not valid JSON: Expecting value at column 12"),
     ("[1, 2]\n", "f.jsonl:2: got [1, 2], expected one JSON object {...} per line"),
     ('{"prompt": NaN}\n', "f.jsonl:2: not valid JSON: NaN; write a finite number"),
+    ('{"prompt": "x', "f.jsonl:2: not valid JSON: Unterminated string starting at column 12; "
+                      "the line has no end, the file looks truncated"),
 ])
 def test_malformed_line_names_file_and_line(tmp_path, line, expected):
     path = tmp_path / "f.jsonl"
     path.write_text('{"prompt": "ok"}\n' + line)
     assert message(path, Prompt) == expected
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": ' + "9" * 5000 + "}"])
+def test_json_beyond_what_python_reads_names_file_and_line(tmp_path, line):
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"prompt": "ok"}\n' + line + "\n")
+    assert message(path, Prompt).startswith(
+        "f.jsonl:2: a number is too long or the brackets are too deep")
 
 
 def test_text_that_is_not_utf8(tmp_path):

@@ -11,6 +11,7 @@ from toys import EOS, PAD, V, make_pairs, make_talker
 
 from rlhf_mini.data import encode_prompt, left_pad
 from rlhf_mini.generation import Response, generate, sample_responses
+from rlhf_mini.runtime import NonFiniteLoss
 
 PROMPTS = [prompt for prompt, _ in make_pairs(6, seed=3, prompt=(2, 11))]
 
@@ -34,6 +35,15 @@ def test_greedy_equals_transformers_generate(tokenizer):
     ours, _ = sample(policy, temperature=0)
     assert ours.tolist() == theirs.tolist()
     assert 0 < (ours == EOS).any(1).sum() < len(PROMPTS)  # some end, some are cut off
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_policy_with_spoiled_weights_is_not_sampled_from(policy, value):
+    with torch.no_grad():
+        policy.transformer.h[1].mlp.c_fc.weight[0, 0] = value
+    for temperature in (0, 1):
+        with pytest.raises(NonFiniteLoss, match="logits are not finite: .* Try a lower learning"):
+            sample(policy, temperature=temperature)
 
 
 def test_greedy_takes_the_likeliest_token_of_an_uncached_forward(policy):

@@ -413,7 +413,8 @@ def test_a_checkpoint_without_all_tensors_is_refused(networks, tokenizer, tmp_pa
         else:
             tensors[name] = tensors[name][:4].clone()
         safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(ValueError, match="h.1.mlp.c_fc.weight|could not be read"):
+        with pytest.raises(ValueError, match="lacks 1 of the model's tensors or has them in another"
+                                             " shape than config.json says, first .*h.1.mlp.c_fc"):
             load(tmp_path)
 
 
@@ -421,7 +422,35 @@ def test_pickled_weights_are_not_read(policy, tokenizer, tmp_path):
     save_model(policy, tokenizer, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(policy.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="the weights could not be read"):
+    with pytest.raises(ValueError, match="the weights could not be read; no format but "
+                                         "model.safetensors is .*no file named model.safetensors"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["empty", "file", "none", "./none", "a/b/none"])
+def test_what_is_no_model_says_what_would_be_one(tmp_path, place, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    path = tmp_path / place if place == "none" else place
+    with pytest.raises(ValueError) as error:
+        load_policy(path)
+    assert str(error.value) == (
+        f"{path}: no model could be read there; give a folder with config.json, model.safetensors "
+        "and the tokenizer, or a model's name on the hub")
+
+
+def test_a_name_that_may_be_of_the_hub_is_looked_up_and_both_are_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no-such-model: no model could be read on the hub, and "
+                                         "there is no such folder"):
+        load_policy("no-such-model")
+
+
+def test_a_model_without_its_tokenizer_is_named(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer has no tokens of text; its files, such as "
+                                         "tokenizer.json, are missing there|no tokenizer could be"):
         load_policy(tmp_path)
 
 

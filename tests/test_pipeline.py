@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ from rlhf_mini import pipeline, training
 from rlhf_mini.__main__ import main
 from rlhf_mini.config import load_preset, override
 from rlhf_mini.data import Ranking, read_jsonl
+from rlhf_mini.files import lock_directory
 from rlhf_mini.pipeline import plan_stages, run_stages, select_stages, settings_of
 from rlhf_mini.workspace import Run, in_round
 
@@ -326,7 +328,7 @@ def stopped_sft(copied, monkeypatch) -> tuple[Path, list[str]]:
 def test_without_resume_a_stopped_stage_starts_again(finished, copied, monkeypatch, capsys):
     out, command = stopped_sft(copied, monkeypatch)
     assert main(command) == 0
-    assert ("was stopped before it was complete; starting again (--resume would go on)"
+    assert ("was stopped before it was complete; starting again, as --resume was not given"
             in lines(capsys)["sft"])
     assert files_of(out / "sft") == files_of(finished / "sft")
 
@@ -371,6 +373,82 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(copied, monkey
     assert (out / ".sft.work" / "checkpoint").exists() and not (out / "sft").exists()
 
 
+def test_a_policy_that_its_last_step_spoiled_is_no_finished_stage(copied, capsys):
+    out = copied("town", "base", "sft", "rankings", "reward")
+    command = ["ppo", "--preset", "smoke", "--out", str(out), "--set", "iterations=1", "--set",
+               "minibatches=1", "--set", "ptx_coef=0"]
+    assert main([*command, "--set", "ppo.lr=1e30"]) == 2
+    assert "the policy's logits are not finite" in capsys.readouterr().err
+    assert not (out / "ppo").exists() and (out / "sft" / "model.safetensors").exists()
+    assert main(command) == 0  # with a sound rate it starts again
+
+
+# ---- what is in the folder ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("harm", "words"), [
+    (lambda file: file.write_bytes(file.read_bytes()[:-9]),
+     r"model\.safetensors has \d+ bytes and not \d+"),
+    (lambda file: file.unlink(), r"model\.safetensors is missing"),
+    (lambda file: file.with_name("stage.json").write_text('{"finished": tr'),
+     r"stage\.json:1: not valid JSON"),
+    (lambda file: file.with_name("stage.json").write_text("[]"), "stage.json lacks what a stage"),
+])
+def test_a_damaged_stage_is_named_before_anything_runs(harm, words, finished, copied, capsys):
+    out = copied("town", "base", "sft", "rankings")
+    harm(out / "sft" / "model.safetensors")
+    command = ["reward", "--preset", "smoke", "--out", str(out)]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert re.search(rf"{out}/sft is damaged: .*{words}", error)
+    assert "delete this folder to run the stage again" in error
+    assert sorted(p.name for p in out.iterdir()) == ["base", "rankings", "sft", "town"]
+    shutil.rmtree(out / "sft")  # as told
+    assert main(command) == 0
+    for stage in ("sft", "reward"):
+        assert files_of(out / stage) == files_of(finished / stage)
+
+
+def test_a_report_needs_no_weights(finished, copied, capsys):
+    out = copied(*STAGES)
+    (out / "base" / "model.safetensors").unlink()  # to save space
+    assert main(["report", "--out", str(out)]) == 0
+    (out / "ppo" / "stage.json").unlink()
+    capsys.readouterr()
+    assert main(["report", "--out", str(out)]) == 2
+    assert (f"{out}: no finished ppo there; `rlhf-mini run --out {out}` makes one"
+            in capsys.readouterr().err)
+
+
+def test_a_stopped_stage_with_a_damaged_record_is_named(copied, monkeypatch, capsys):
+    out, command = stopped_sft(copied, monkeypatch)
+    (out / ".sft.work" / "stage.json").write_text("{}")
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 2
+    assert f"{out}/.sft.work is damaged" in capsys.readouterr().err
+    assert main(command) == 0
+
+
+def test_a_folder_of_the_user_is_not_replaced_by_a_stage(copied, capsys):
+    out = copied("town")
+    (out / "sft").mkdir()
+    (out / "sft" / "thesis.txt").write_text("precious")
+    assert main(["sft", "--preset", "smoke", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"{out}/sft: holds other files, which would be lost (it has no stage.json)" in error
+    assert (out / "sft" / "thesis.txt").read_text() == "precious"
+    assert not (out / "base").exists()  # said before anything ran
+
+
+def test_two_processes_do_not_share_a_folder(copied, capsys):
+    out = copied("town")
+    command = ["town", "--preset", "smoke", "--out", str(out)]
+    with lock_directory(out):
+        assert main(command) == 2
+    assert f"{out}: another process is at work in this folder" in capsys.readouterr().err
+    assert main(command) == 0
+
+
 # ---- limits and stored state -------------------------------------------------------------------
 
 
@@ -381,6 +459,24 @@ def test_limits_beyond_the_context_are_an_error_before_training(copied, capsys):
     error = capsys.readouterr().err
     assert "reward: max_prompt_tokens and max_response_tokens add up to" in error
     assert "the model's context is 128 tokens" in error
+
+
+def test_limits_that_are_raised_later_are_an_error_too(copied, capsys):
+    out = copied("town", "base")  # the base model is finished and not made again
+    assert main(["sft", "--preset", "smoke", "--out", str(out), "--set",
+                 "sft.max_response_tokens=65"]) == 2
+    assert ("sft: max_prompt_tokens and max_response_tokens add up to 129, but the model's context "
+            "is 128 tokens" in capsys.readouterr().err)
+
+
+def test_prompts_too_long_to_be_answered_are_not_ranked(copied, capsys):
+    out = copied("town", "base", "sft")
+    command = ["rank", "--preset", "smoke", "--out", str(out), "--set"]
+    assert main([*command, "ranking.max_response_tokens=64"]) == 0  # 64 tokens are left for each
+    said = capsys.readouterr().out
+    assert re.search(r"rankings: \d+ of 180 prompts have more than 64 prompt tokens", said)
+    assert main([*command, "ranking.max_response_tokens=12"]) == 0
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_stage_json_records_how_the_stage_was_made(finished):

@@ -75,8 +75,9 @@ def test_hh_useless_pairs_are_counted_in_one_warning(tmp_path):
     ({"rejected": hh("a", "b", "c")},
      r"field 'rejected': a dialogue ends with a turn '\n\nAssistant: ...'"),
     ({"rejected": hh("z", "b")}, "field 'rejected': does not begin like 'chosen'; both"),
-    ({"rejected": [{"role": "user"}]}, "field 'rejected': got a list, expected the text of a dia"),
-    ({"rejected": None}, "field 'rejected': got a NoneType, expected the text of a dialogue"),
+    ({"rejected": [{"role": "user"}]},
+     "field 'rejected': got [{\"role\": \"user\"}], expected the text of a dialogue"),
+    ({"rejected": None}, "field 'rejected': got null, expected the text of a dialogue"),
 ])
 def test_malformed_hh_names_file_line_and_field(tmp_path, change, expected):
     path = write_lines(tmp_path / "f.jsonl", PAIR, PAIR | change)
@@ -121,7 +122,7 @@ def test_malformed_graded_responses(tmp_path, response, expected):
 def test_graded_responses_without_a_difference_are_left_out(tmp_path):
     path = write_lines(tmp_path / "f.jsonl", graded("p", ("a", 1), ("b", 1)))
     with pytest.warns(UserWarning, match="1 with fewer than two different scores"), \
-            pytest.raises(DataError, match="holds no usable rankings"):
+            pytest.raises(DataError, match="holds no usable rankings; a line is"):
         read_rankings(path)
 
 

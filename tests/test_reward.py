@@ -319,6 +319,12 @@ def test_a_non_finite_loss_stops_with_the_step(tokenizer, monkeypatch):
 
 # ---------------------------------------------------------------- centring
 
+def test_a_last_step_that_spoils_the_weights_is_not_taken_for_success(tokenizer):
+    config = dataclasses.replace(CONFIG, epochs=1, batch_size=len(TRAIN), lr=1e30)
+    with pytest.raises(NonFiniteLoss, match="step 0, validation rankings: loss is nan"):
+        train(tokenizer, config=config)
+
+
 def test_centring_makes_demonstrations_score_zero_and_keeps_every_difference(tokenizer, tmp_path):
     reward_model = make_reward_model(make_policy(tokenizer))
     demonstrations = [Demonstration(f"d{i}", f"Bread {i}?", "warm " * (1 + i % 4))

@@ -236,6 +236,14 @@ def test_a_non_finite_loss_stops_with_the_step(tokenizer, monkeypatch, tmp_path)
     assert (tmp_path / "checkpoint/checkpoint.json").exists()
 
 
+def test_a_last_step_that_spoils_the_weights_is_not_taken_for_success(tokenizer):
+    # One step in all: only the validation loss can tell. The start policy must not pass for it.
+    config = dataclasses.replace(CONFIG, epochs=1, batch_size=len(TRAIN), lr=1e30)
+    with pytest.raises(NonFiniteLoss, match="step 0, validation demonstrations: loss is nan.* Try "
+                                            "a lower learning rate"):
+        train(tokenizer, config=config)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_policy_learns_the_demonstrations(tokenizer, seed):
     config = dataclasses.replace(CONFIG, epochs=25, lr=1e-2, dropout=0.0, min_eos_rate=0.8)

@@ -103,6 +103,17 @@ def test_a_damaged_checkpoint_is_an_error_and_not_a_new_start(tmp_path):
     assert same_weights(model, again)
 
 
+def test_lost_rows_of_the_metrics_are_told_and_stop_nothing(tmp_path):
+    _, record = make_record(tmp_path, every=1)
+    for step in range(3):
+        record.log(step, loss=1.0)
+        record.save(step + 1)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+    with pytest.warns(UserWarning, match="metrics.jsonl: lacks 2 of the 3 rows before the checkpo"):
+        assert make_record(tmp_path)[1].restore()[0] == 3
+
+
 def test_a_checkpoint_of_other_sizes_is_an_error(tmp_path):
     make_record(tmp_path, every=1)[1].save(1)
     other = torch.nn.Linear(3, 1)

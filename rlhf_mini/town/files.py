@@ -18,7 +18,7 @@ from rlhf_mini.data import (
     parse_record,
     write_jsonl,
 )
-from rlhf_mini.runtime import atomic_directory, read_json, write_json
+from rlhf_mini.runtime import atomic_directory, check_replaceable, read_json, write_json
 from rlhf_mini.town.build import Town
 from rlhf_mini.town.corpus import SHARES
 from rlhf_mini.town.grader import FAMILIES, grade, ideal_response
@@ -27,7 +27,12 @@ from rlhf_mini.town.prompts import CUSTOMERS
 
 
 def write_town(town: Town, directory: str | Path) -> None:
-    """Write all files of a town; the folder is replaced as a whole."""
+    """Write all files of a town; the folder is replaced as a whole.
+
+    Raises:
+        OutputError: if it cannot be written, or holds other things than a town.
+    """
+    check_replaceable(directory, "world.json", "stage.json")
     with atomic_directory(directory) as folder:
         (folder / "corpus").mkdir()
         write_jsonl(folder / "prompts.jsonl", town.prompts)
@@ -48,6 +53,9 @@ def load_town(directory: str | Path) -> Town:
         DataError: naming file, line, field and what would be right.
     """
     folder = Path(directory)
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: holds no town (no config.json); `rlhf-mini town --write "
+                        "FOLDER` writes one")
     config = _build(folder / "config.json", TownConfig, read_json(folder / "config.json"))
     world = read_json(folder / "world.json")
     _check_world(folder / "world.json", world)

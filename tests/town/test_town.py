@@ -66,6 +66,21 @@ def test_same_bytes_under_another_hash_seed(folder, tmp_path):
     assert files_of(tmp_path / "again") == files_of(folder)
 
 
+def test_a_folder_of_other_things_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="holds other files, which would be lost .*; move them, or "
+                                         "choose another output folder"):
+        write_town(build_town(SMOKE), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", ["nowhere", ""])
+def test_a_folder_without_a_town_says_what_writes_one(tmp_path, name):
+    with pytest.raises(DataError, match=r"holds no town \(no config.json\); `rlhf-mini town "
+                                        "--write FOLDER` writes one"):
+        validate_town(tmp_path / name)
+
+
 def test_another_seed_gives_another_town():
     other = TownConfig(**{**SMOKE.__dict__, "seed": 1})
     a, b = build_town(SMOKE), build_town(other)
