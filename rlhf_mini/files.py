@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -92,9 +96,10 @@ def lock_directory(path: Path) -> Iterator[None]:
     Raises:
         OutputError: if another process has it.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY) if fcntl else None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise OutputError(f"{path}: another process is at work in this folder; wait for its end, "
@@ -104,7 +109,8 @@ def lock_directory(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(descriptor)
+        if fcntl:
+            os.close(descriptor)
 
 
 def check_replaceable(path: str | Path, *marks: str) -> None:

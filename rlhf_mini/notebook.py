@@ -79,9 +79,9 @@ def open_run(*stages: str, seed: int = 0, settings: Sequence[str] = (), rounds: 
                          f"{', '.join(known)}")
     needed = select_stages(plan, list(stages))
     marks = {stage.name: fingerprint(stage.name, settings_of(stage, plan)) for stage in needed}
-    missing = {name for name, mark in marks.items() if finished_stage(folder / name) != mark}
+    missing = {name for name, mark in marks.items() if not _is_finished(folder / name, mark)}
     for name in sorted(missing) if folder != home else ():
-        if finished_stage(home / name) == marks[name]:
+        if _is_finished(home / name, marks[name]):
             shutil.rmtree(folder / name, ignore_errors=True)
             shutil.copytree(home / name, folder / name)
             missing.discard(name)
@@ -90,6 +90,10 @@ def open_run(*stages: str, seed: int = 0, settings: Sequence[str] = (), rounds: 
         run_stages(run, list(stages), f"open_run{stages}", _can_go_on(run, missing, marks))
     print(f"{shown}: {', '.join(marks)} {'are' if len(marks) > 1 else 'is'} complete")
     return run
+
+
+def _is_finished(folder: Path, mark: str) -> bool:
+    return (finished_stage(folder) or {}).get("fingerprint") == mark
 
 
 def _can_go_on(run: Run, missing: Iterable[str], marks: Mapping[str, str]) -> bool:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +28,7 @@ from rlhf_mini.runtime import (
     lock_directory,
     name_full_folder,
     output_error,
+    peak_memory_mb,
     read_json,
     recover_directory,
     replace_directory,
@@ -262,12 +261,6 @@ def versions() -> dict[str, str]:
     names = ("torch", "transformers", "tokenizers", "numpy")
     return {"rlhf_mini": rlhf_mini.__version__, "python": platform.python_version()} | {
         name: version(name) for name in names}
-
-
-def peak_memory_mb() -> float:
-    """Return the most memory this process has held, in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
 # ---- the report --------------------------------------------------------------------------------

@@ -16,6 +16,11 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -42,9 +47,17 @@ __all__ = [
     "METRICS", "CheckpointError", "Metric", "MetricLog", "NonFiniteLoss", "OutputError", "Progress",
     "atomic_directory", "atomic_write", "check_finite", "check_replaceable", "fingerprint",
     "load_checkpoint", "lock_directory", "make_generator", "make_rng", "name_full_folder",
-    "pack_state", "progress", "read_json", "read_metrics", "recover_directory",
+    "pack_state", "peak_memory_mb", "progress", "read_json", "read_metrics", "recover_directory",
     "replace_directory", "resolve_device", "save_checkpoint", "unpack_state", "write_json",
 ]
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory this process has held, in MiB; 0 where the system does not tell."""
+    if resource is None:
+        return 0.0
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
 class NonFiniteLoss(ValueError):
