@@ -88,6 +88,7 @@ def test_a_record_without_folder_keeps_metrics_in_memory(tmp_path):
 
 def test_infinity_can_be_kept(tmp_path):
     _, record = make_record(tmp_path, every=1)
+    record.log(0, loss=1.0)
     record.save(1, best=math.inf)
     assert make_record(tmp_path)[1].restore(best=0.0) == (1, {"best": math.inf})
 
