@@ -1,6 +1,7 @@
 """Sweep two coefficients of PPO over finished runs: the KL leash and the pretraining mix.
 
-    python benchmarks/sweeps.py runs/cpu
+    for seed in 0 1 2; do rlhf-mini run --seed $seed --out runs/seed-$seed; done
+    python benchmarks/sweeps.py runs/seed-0 runs/seed-1 runs/seed-2
 
 Only PPO is trained again, from the SFT model and against the reward model of each run: once per
 kl_coef (beta) without pretraining mix, and once per ptx_coef (gamma) without a leash. The policies
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
+import textwrap
 from pathlib import Path
 
 import torch
@@ -136,7 +138,8 @@ def sweep(directories: list[Path], betas: list[float], gammas: list[float],
     rows = [old.get(inputs_of(run), {"seed": run.seed, "inputs": inputs_of(run), "points": []})
             for run, _ in opened]
     result = {"grid": {"kl_coef": betas, "ptx_coef": gammas}, "settings": assignments, "runs": rows}
-    manifest = {"commands": [__doc__.split("\n\n")[1].strip()], "settings": assignments,
+    commands = textwrap.dedent(__doc__.split("\n\n")[1]).splitlines()
+    manifest = {"commands": commands, "settings": assignments,
                 "versions": versions(), "threads": torch.get_num_threads(),
                 "runs": [make_manifest(report) for _, report in opened]}
     for (run, _), row in zip(opened, rows, strict=True):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import shutil
@@ -87,9 +88,26 @@ def open_run(*stages: str, seed: int = 0, settings: Sequence[str] = (), rounds: 
             missing.discard(name)
     shown = f"{folder.parent.name}/{folder.name}"
     if missing:
+        if preset == "cpu":
+            _say_what_comes(missing, shown)
         run_stages(run, list(stages), f"open_run{stages}", _can_go_on(run, missing, marks))
     print(f"{shown}: {', '.join(marks)} {'are' if len(marks) > 1 else 'is'} complete")
     return run
+
+
+def _say_what_comes(missing: Iterable[str], shown: str) -> None:
+    """Say how long the missing stages took when they were recorded, and show what came out."""
+    seconds = read_json(recorded("rounds", "report.json"))["seconds"]
+    minutes = math.ceil(sum(seconds.get(name, 0) for name in missing) / 60)
+    print(f"{shown}: these models are not there yet, so they are trained now, once. When they were "
+          f"recorded,\non one CPU core, this took {minutes} min. Below: how such models fare "
+          "(recorded, seed 0).", flush=True)
+    with contextlib.suppress(ImportError):
+        from IPython import get_ipython
+        from IPython.display import Image, display
+        if get_ipython():
+            display(Image(recorded("seeds", "headline.png"), width=600, alt="Gold scores of base, "
+                          "SFT, PPO and PPO-ptx, sampled and greedy, and win rates over SFT"))
 
 
 def _is_finished(folder: Path, mark: str) -> bool:

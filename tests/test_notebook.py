@@ -9,6 +9,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -104,6 +105,20 @@ def test_seed_and_rounds_have_folders_of_their_own(home):
     assert open_run("town", preset="smoke", rounds=2).directory == home / "smoke-rounds=2"
     both = open_run("town", preset="smoke", seed=1, settings=["ppo.lr=0.1"], rounds=2)
     assert both.directory == home / "smoke-seed-1-ppo.lr=0.1-rounds=2"
+
+
+def test_who_must_wait_is_told_how_long_and_shown_what_comes(home, capsys, monkeypatch):
+    monkeypatch.setattr(notebook, "run_stages", lambda *args: None)
+    open_run("sft")
+    seconds = read_json(recorded("rounds", "report.json"))["seconds"]
+    minutes = -(-(seconds["town"] + seconds["base"] + seconds["sft"]) // 60)
+    assert f"on one CPU core, this took {minutes:.0f} min." in capsys.readouterr().out
+    drawn = []
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: object()))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(
+        Image=lambda path, alt, **size: (path.name, len(alt) > 30), display=drawn.append))
+    open_run("sft")
+    assert drawn == [("headline.png", True)]
 
 
 def test_unknown_stage_and_setting_are_named(home):

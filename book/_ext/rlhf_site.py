@@ -1,4 +1,4 @@
-"""Small changes to the site: no Thebe, buttons that point at the clean notebooks."""
+"""Small changes to the site: no Thebe, buttons that point at the clean notebooks, run times."""
 
 from __future__ import annotations
 
@@ -6,6 +6,32 @@ import re
 import shutil
 from html import escape
 from pathlib import Path
+
+from docutils import nodes
+from myst_nb.sphinx_ import NbMetadataCollector
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+
+class RunTime(nodes.Inline, nodes.Element):
+    """Stands for how long the cells of a page took, until the page was run."""
+
+
+def run_time(role, rawtext, text, lineno, inliner, options=None, content=None):
+    """Make {run-time}`page` the seconds that the cells of a page took."""
+    return [RunTime(page=text)], []
+
+
+class FillRunTimes(SphinxPostTransform):
+    """Put the measured seconds in."""
+
+    default_priority = 8
+
+    def run(self, **kwargs) -> None:
+        for node in list(self.document.findall(RunTime)):
+            result = NbMetadataCollector.get_exec_data(self.env, node["page"])
+            if not (result and result["runtime"]):
+                raise ValueError(f"run-time: the page {node['page']!r} has no cell that was run")
+            node.replace_self(nodes.Text(f"{result['runtime']:.0f} seconds"))
 
 
 def drop_thebe(app, config) -> None:
@@ -65,6 +91,9 @@ def markdown_docstring(app, what, name, obj, options, lines) -> None:
 
 def setup(app) -> dict[str, bool]:
     """Register with Sphinx."""
+    app.add_node(RunTime)
+    app.add_role("run-time", run_time)
+    app.add_post_transform(FillRunTimes)
     app.connect("config-inited", drop_thebe, priority=1)
     app.connect("autodoc-process-docstring", markdown_docstring, priority=100)
     app.connect("html-page-context", describe, priority=100)

@@ -332,6 +332,8 @@ def _role(page: Page, role: str, text: str) -> str:
         return links if role == "cite:t" else f"({links})"
     if role.startswith("glue"):
         return f"`{text.partition(':')[0]}`"  # printed by the cell that computed it
+    if role == "run-time":
+        return "at most 3 minutes"
     if role == "eq":
         return f"({page.equations[text]})" if text in page.equations else "(there)"
     if role == "doc":
