@@ -45,6 +45,15 @@ def forget_stale_results(clean: bool) -> None:
         sources.write_text(known)
 
 
+def kernel_settings() -> Path:
+    """Return a folder of IPython's settings, so that those of the user do not change the pages."""
+    profile = BUILD / "ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text(
+        "c.IPKernelApp.log_level = 40  # not: the kernel talks over TCP, on this machine only\n")
+    return BUILD / "ipython"
+
+
 def page_seconds() -> dict[str, float]:
     """Return the seconds that the cells of each page took when they were last run."""
     if not (BUILD / ".jupyter_cache").exists():
@@ -64,6 +73,7 @@ def main() -> int:
     python = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": python + os.pathsep + os.environ.get("PATH", ""),
                                 "PYTHONWARNINGS": "ignore:IProgress not found",
+                                "IPYTHONDIR": str(kernel_settings()),
                                 "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     code = subprocess.call([Path(sys.executable).with_name("jupyter-book"), "build", BOOK,
                             "-nW", "--keep-going", "-q"], env=environment)
