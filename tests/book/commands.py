@@ -89,8 +89,9 @@ def prepare(folder: Path) -> dict[str, str]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(gzip.compress("\n".join(lines).encode()))
     tokenizer = train_tokenizer(lines, 320)
-    policy = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=1024, n_embd=32,
-                                        n_layer=2, n_head=2))
+    policy = GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(tokenizer), n_positions=1024, n_embd=32, n_layer=2, n_head=2,
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id))
     policy.save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
     shims = folder / ".shims"

@@ -6,7 +6,9 @@ import json
 import re
 import shlex
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -141,3 +143,44 @@ def test_no_script_or_style_comes_from_another_host():
                  if 'rel="canonical"' not in f]
         assert not found, (page.name, found)
 
+
+class Links(HTMLParser):
+    """The targets and the links of a page."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.ids, self.links = set(), set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.ids |= {values.get("id"), values.get("name")} - {None}
+        for name in ("href", "src"):
+            if name in values:
+                self.links.add(values[name])
+
+
+@built
+def test_links_between_pages_lead_somewhere():
+    pages = {page.name: Links(page) for page in SITE.glob("*.html")}
+    broken = []
+    for name, page in pages.items():
+        for link in page.links:
+            url = urlsplit(link)
+            if url.scheme or url.netloc:
+                continue
+            target = pages.get(url.path or name)
+            fragment = unquote(url.fragment)
+            there = target or (SITE / unquote(url.path)).exists()
+            if not there or (target and fragment and fragment not in target.ids):
+                broken.append((name, link))
+    assert not broken and len(pages) > 20
+
+
+@built
+def test_pages_are_described_for_link_previews():
+    for page in CHAPTERS:
+        text = (SITE / f"{page}.html").read_text(encoding="utf-8")
+        assert all(f'property="og:{name}"' in text for name in (
+            "title", "type", "url", "site_name", "description", "image", "image:alt"))
+        assert 'rel="icon"' in text or 'rel="shortcut icon"' in text
