@@ -169,8 +169,8 @@ class PPOConfig:
     gae_lambda: float = 0.95  # lambda; N+
     whiten_advantages: bool = True  # mean 0, variance 1 over the rollout's tokens; N+
     kl_coef: float = 0.3  # beta, per-token KL penalty; own (paper: 0.02)
-    kl_target: float = 0.0  # nats per sequence; above 0 makes beta adaptive; Ziegler et al. 2019: 6
-    kl_horizon: int = 10_000  # episodes, time scale of the adaptive beta; Ziegler et al. 2019
+    kl_target: float = 0.0  # nats per sequence; above 0 beta adapts; Ziegler et al. 2019: 6, 10
+    kl_horizon: int = 10_000  # episodes, time scale of the adaptive beta; their released code
     kl_stop: float = 0.0  # nats per sequence to the reference that end training; 0 = never; own
     update_kl_stop: float = 0.0  # nats per token that end an update; 0 = never; Spinning Up
     missing_eos_score: float = -1.0  # score of a response without EOS (references are at 0); N+
@@ -244,7 +244,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
         "evaluation": dict(samples=1, bootstrap=200, max_response_tokens=12),
     },
     "cpu": {"ppo": dict(ptx_coef=1.0)},  # minutes; the defaults above
-    "gpu": {  # GPT-2 124M
+    "gpu": {  # GPT-2 124M; sizes and rates after the papers, kl_coef as for the town on a CPU
         "pretrain": dict(vocab_size=50_257, layers=12, hidden=768, heads=12, context=1024,
                          init_std=0.02, row_tokens=256),
         "sft": dict(lr=1e-5),

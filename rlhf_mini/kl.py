@@ -64,7 +64,7 @@ class KLController:
         target: nats per sequence; 0 keeps $\beta$ fixed.
         horizon: episodes over which $\beta$ can change by about a fifth.
 
-    Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2.
+    Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2; the horizon is their code's.
     """
 
     kl_coef: float

@@ -280,7 +280,7 @@ def pipeline_map(*current: str) -> Shown:
     """
     if unknown := [name for name in current if name not in MAP]:
         raise ValueError(f"pipeline_map: no box {unknown[0]!r}; expected some of {', '.join(MAP)}")
-    lit = " and ".join(MAP[name][0] for name in current)
+    lit = ", ".join(MAP[name][0] for name in current)
     text = f"Map of the recipe: {MAP_TEXT}." + (f" This page is about: {lit}." if lit else "")
     arrows = ["M118 35 H138", "M260 35 H280", "M341 62 V96", "M282 125 H262", "M140 125 H120"]
     lines = "".join(f'<path d="{d}" marker-end="url(#tip)"/>' for d in arrows)

@@ -96,7 +96,8 @@ def train_sft(
                            for d in split] for split in (train, valid))
     lengths = [len(prompt) + len(response) for prompt, response in pairs]
     best = freeze(policy)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr,
+                                  weight_decay=0.01)  # torch's default
     record = TrainingRecord(directory, {"policy": policy, "best": best}, {"adamw": optimizer},
                             config.checkpoint_every)
     first, kept = record.restore(valid_loss=math.inf)

@@ -21,7 +21,8 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     Returns:
         A scalar, or `x` without `dim`. Where nothing is selected the mean is 0.
 
-    >>> masked_mean(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False]))
+    >>> x = torch.tensor([1.0, 3.0, 99.0])
+    >>> masked_mean(x, x < 9)
     tensor(2.)
     """
     selected = torch.where(mask, x, 0)  # not x * mask: 0 * inf would be nan
