@@ -175,13 +175,16 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere about 15 plain lines with rate, time left and metrics."""
+    """A bar on a terminal or in a notebook; elsewhere about 15 lines with rate and metrics."""
 
     def __init__(self, total: int, desc: str, start: int = 0) -> None:
         self.total, self.desc, self.start, self.done = max(total, 1), desc, start, start
         self.began, self.reported, self.postfix = time.monotonic(), -1, ""
-        self.bar = tqdm(total=total, desc=desc, initial=start, file=sys.stdout, dynamic_ncols=True,
-                        leave=True) if sys.stdout.isatty() else None
+        terminal, notebook = sys.stdout.isatty(), hasattr(sys.stdout, "pub_thread")  # ipykernel's
+        self.bar = tqdm(total=total, desc=desc, initial=start, file=sys.stdout,
+                        dynamic_ncols=terminal, ncols=None if terminal else 88,
+                        mininterval=0.1 if terminal else 0.5,
+                        ) if terminal or notebook else None
 
     def update(self, n: int = 1, **postfix: float) -> None:
         """Count n more steps; `postfix` are the metrics to show."""

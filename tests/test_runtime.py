@@ -326,6 +326,17 @@ def test_progress_on_a_terminal_and_when_stopped_early(capsys, monkeypatch):
     assert "100/100" in out and "loss 1.5" in out and "\r" in out
 
 
+def test_progress_in_a_notebook_stays_on_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "pub_thread", None, raising=False)  # as ipykernel's stream has
+    bar = progress(3, "sft")
+    for step in range(3):
+        bar.update(1, loss=step)
+    bar.close()
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "3/3" in out and "loss 2" in out
+    assert max(map(len, out.replace("\n", "\r").split("\r"))) <= 88
+
+
 def test_check_finite():
     check_finite(torch.tensor(1.0), 0, "batch 0")
     for bad in (torch.tensor(math.nan), -math.inf):

@@ -20,7 +20,7 @@ _TRIES = 60
 
 
 def build_customers(rng: random.Random) -> list[dict]:
-    """Draw the customers' habits; test customers also use prefixes that no other customer has.
+    """Draw the customers' habits; test customers also use prefixes of no other split.
 
     Returns:
         [{"id", "split", "prefix", "suffix", "mix": {family: share}}].
