@@ -175,16 +175,18 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
 
 class Progress:
-    """A bar on a terminal or in a notebook; elsewhere about 15 lines with rate and metrics."""
+    """A bar on a terminal, one line that changes in a notebook, elsewhere about 15 plain lines."""
 
     def __init__(self, total: int, desc: str, start: int = 0) -> None:
         self.total, self.desc, self.start, self.done = max(total, 1), desc, start, start
         self.began, self.reported, self.postfix = time.monotonic(), -1, ""
-        terminal, notebook = sys.stdout.isatty(), hasattr(sys.stdout, "pub_thread")  # ipykernel's
-        self.bar = tqdm(total=total, desc=desc, initial=start, file=sys.stdout,
-                        dynamic_ncols=terminal, ncols=None if terminal else 88,
-                        mininterval=0.1 if terminal else 0.5,
-                        ) if terminal or notebook else None
+        self.bar = tqdm(total=total, desc=desc, initial=start, file=sys.stdout, dynamic_ncols=True,
+                        leave=True) if sys.stdout.isatty() else None
+        self.line = None
+        if self.bar is None and hasattr(sys.stdout, "pub_thread"):  # ipykernel's stream
+            from IPython.display import display
+            self.line = display({"text/plain": desc}, raw=True, display_id=True)
+            self.shown = self.began
 
     def update(self, n: int = 1, **postfix: float) -> None:
         """Count n more steps; `postfix` are the metrics to show."""
@@ -194,8 +196,17 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(self.postfix, refresh=False)
             self.bar.update(n)
+        elif self.line is not None:
+            if time.monotonic() - self.shown > 0.5 or self.done >= self.total:
+                self._redraw()
         elif 15 * self.done // self.total != 15 * (self.done - n) // self.total:
             self._report()
+
+    def _redraw(self) -> None:
+        self.shown = time.monotonic()
+        self.line.update({"text/plain": tqdm.format_meter(
+            self.done, self.total, self.shown - self.began, ncols=88, prefix=self.desc,
+            postfix=self.postfix, initial=self.start)}, raw=True)
 
     def _report(self) -> None:
         self.reported = self.done
@@ -207,9 +218,11 @@ class Progress:
               f"{self.postfix}".rstrip(), flush=True)
 
     def close(self) -> None:
-        """End the bar, or print the last line if it was not printed yet."""
+        """End the bar, or show the last state if it was not shown yet."""
         if self.bar is not None:
             self.bar.close()
+        elif self.line is not None:
+            self._redraw()
         elif self.reported != self.done:
             self._report()
 

@@ -34,6 +34,22 @@ class FillRunTimes(SphinxPostTransform):
             node.replace_self(nodes.Text(f"{result['runtime']:.0f} seconds"))
 
 
+class KeepPercentSigns(SphinxPostTransform):
+    """Let no line end between a number and its per cent sign."""
+
+    default_priority = 900  # after the numbers of the cells were put in
+
+    def run(self, **kwargs) -> None:
+        for text in list(self.document.findall(nodes.Text)):
+            if isinstance(text.parent, nodes.literal | nodes.literal_block | nodes.math):
+                continue
+            kept = re.sub(r"(?<=\d) %", "\u00a0%", str(text))
+            if kept.startswith(" %") and text.parent.index(text) > 0:  # a number stands before
+                kept = "\u00a0" + kept[1:]
+            if kept != str(text):
+                text.parent.replace(text, nodes.Text(kept))
+
+
 def drop_thebe(app, config) -> None:
     """Take out the Thebe scripts, which name another host, and the comments' overlay."""
     for name in ("sphinx_thebe", "sphinx_comments"):
@@ -94,6 +110,7 @@ def setup(app) -> dict[str, bool]:
     app.add_node(RunTime)
     app.add_role("run-time", run_time)
     app.add_post_transform(FillRunTimes)
+    app.add_post_transform(KeepPercentSigns)
     app.connect("config-inited", drop_thebe, priority=1)
     app.connect("autodoc-process-docstring", markdown_docstring, priority=100)
     app.connect("html-page-context", describe, priority=100)

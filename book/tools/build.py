@@ -23,10 +23,11 @@ ROOT, BUILD = BOOK.parent, BOOK / "_build"
 
 
 def inputs() -> str:
-    """Return a fingerprint of what all pages depend on: the package, the versions, the run."""
+    """Return a fingerprint of what pages depend on: package, versions, run, recorded results."""
     stages = sorted((ROOT / "runs" / "cpu").glob("*/stage.json"))
     sources = [p for p in sorted((ROOT / "rlhf_mini").rglob("*")) if p.suffix in (".py", ".toml")]
-    return fingerprint(*sources, ROOT / "constraints.txt", BOOK / "_config.yml",
+    recorded = [p for p in sorted((ROOT / "data" / "recorded").rglob("*")) if p.is_file()]
+    return fingerprint(*sources, *recorded, ROOT / "constraints.txt", BOOK / "_config.yml",
                        *(BOOK / "_ext").glob("*.py"),
                        {p.parent.name: read_json(p)["fingerprint"] for p in stages})
 

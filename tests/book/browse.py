@@ -150,6 +150,9 @@ class Browser:
 
     def shot(self, path: Path, most: int = 8000) -> None:
         """Save a picture of the whole page; a long page in parts -2, -3, ..."""
+        self.evaluate("document.head.append(Object.assign(document.createElement('style'), "
+                      "{textContent: '* {transition: none !important}'})), 0")
+        time.sleep(0.3)  # what was moving has arrived
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         for part, top in enumerate(range(0, int(size["height"]), most), start=1):
             data = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip={
