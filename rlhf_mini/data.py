@@ -45,7 +45,7 @@ __all__ = [
 
 
 def iterate_jsonl(path: str | Path, name: str = "") -> Iterator[tuple[str, dict]]:
-    """Yield ("FILE:LINE", object) for every line of a .jsonl or .jsonl.gz file.
+    """Yield (`FILE:LINE`, object) for every line of a .jsonl or .jsonl.gz file.
 
     Blank lines, CRLF and a byte-order mark are fine.
 

@@ -1,9 +1,11 @@
-"""Users' own data: files, folders and hub datasets in the project's and in other formats.
+r"""Users' own data: files, folders and hub datasets in the project's and in other formats.
 
 Formats are recognised per record by its keys:
-- the project's own (`records`): `prompt`; `prompt, response`; `prompt, responses, ranks`;
-- HH-RLHF: `chosen, rejected`, two dialogues "\n\nHuman: ...\n\nAssistant: ..." with one beginning;
-- AlpacaEval rankings: `prompt, responses: [{model, text, score}, ...]`; `sample_k` draws K of them.
+
+- the project's own (`records`): `prompt`; `prompt, response`; `prompt, responses, ranks`
+- HH-RLHF: `chosen, rejected`, two dialogues of ``\n\nHuman: ...\n\nAssistant: ...`` that begin alike
+- AlpacaEval rankings: `prompt, responses: [{model, text, score}, ...]`; `sample_k` draws K of them
+
 Richer data serve for poorer purposes: rankings as demonstrations (the best response) and as
 prompts. Records that a reader must leave out are counted in one warning.
 """
@@ -112,7 +114,7 @@ def _read(source: str | Path, record_type: type, draw: tuple[int, int, int] | No
 
 
 def _rows(source: str | Path) -> Iterator[tuple[str, str | None, dict]]:
-    """Yield ("FILE:LINE", split of the file or None, JSON object) over all files of a source."""
+    """Yield (`FILE:LINE`, split of the file or None, JSON object) over all files of a source."""
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.name.endswith((".jsonl", ".jsonl.gz")))

@@ -137,7 +137,7 @@ def check_record(record: object, where: str = "") -> None:
 
     Args:
         record: a Prompt, Demonstration, Ranking, Document or ZeroShotItem.
-        where: "FILE:LINE", or empty to name the record by its id.
+        where: `FILE:LINE`, or empty to name the record by its id.
 
     Raises:
         DataError: naming where, field, value and what would be right.
@@ -194,7 +194,7 @@ def parse_record(row: dict, record_type: type, where: str) -> object:
     Args:
         row: field -> JSON value; fields with a default may be missing.
         record_type: one of the record types above.
-        where: "FILE:LINE" for messages.
+        where: `FILE:LINE` for messages.
 
     Raises:
         DataError: for an unknown, missing, wrong-typed or meaningless field.

@@ -36,7 +36,7 @@ def reward_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, di
         mask: (B, K) bool, True = the response exists.
 
     Returns:
-        Scalar loss in nats per pair, and stats: `accuracy` (share of pairs in the labelers' order,
+        Scalar loss in nats per pair, and stats, `accuracy` (share of pairs in the labelers' order,
         ties in score count half) and `margin` (mean score difference, chosen minus rejected).
 
     Raises:
@@ -220,7 +220,7 @@ def compute_calibration(margins: np.ndarray, bins: int = 10) -> list[dict[str, f
         bins: of equal width on [0.5, 1].
 
     Returns:
-        One row per bin that holds pairs: `predicted`, `observed`, `pairs`.
+        One row per bin that holds pairs, with `predicted`, `observed`, `pairs`.
     """
     predicted = 1 / (1 + np.exp(-np.abs(margins)))
     right = np.where(margins == 0, 0.5, margins > 0)
