@@ -263,7 +263,7 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Shown:
 
 
 def _plain(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:z.3f}" if isinstance(value, float) else str(value)  # z: no -0.000
 
 
 # ---- the map of the recipe ---------------------------------------------------------------------

@@ -3,7 +3,7 @@ r"""Users' own data: files, folders and hub datasets in the project's and in oth
 Formats are recognised per record by its keys:
 
 - the project's own (`records`): `prompt`; `prompt, response`; `prompt, responses, ranks`
-- HH-RLHF: `chosen, rejected`, two dialogues of ``\n\nHuman: ...\n\nAssistant: ...`` that begin alike
+- HH-RLHF: `chosen, rejected`, dialogues of ``\n\nHuman: ...\n\nAssistant: ...`` that begin alike
 - AlpacaEval rankings: `prompt, responses: [{model, text, score}, ...]`; `sample_k` draws K of them
 
 Richer data serve for poorer purposes: rankings as demonstrations (the best response) and as

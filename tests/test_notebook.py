@@ -218,6 +218,7 @@ def test_table_rounds_floats_and_puts_numbers_on_the_right():
     page = shown._repr_html_()
     assert page.count("text-align: right") == 2 and ">0.123<" in page
     assert repr(shown) == "a: 1\nb: 0.123\nc: x"
+    assert repr(show_table(["a"], [[-0.0001]])) == "a: 0.000"
 
 
 @pytest.mark.parametrize("current", [(), *[(name,) for name in MAP], ("base", "sft")])

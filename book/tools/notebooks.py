@@ -77,6 +77,14 @@ def title_of(name: str) -> str:
     return found[1] if found else name
 
 
+@cache
+def page_of(label: str) -> str | None:
+    """Return the page that sets a label above a heading or behind an equation, or None."""
+    place = re.compile(rf"^\({re.escape(label)}\)=$|^\$\$ *\({re.escape(label)}\)$|"
+                       rf"^:label: *{re.escape(label)}$", re.MULTILINE)
+    return next((p.stem for p in sorted(BOOK.glob("*.md")) if place.search(read(p.stem))), None)
+
+
 def convert(name: str) -> str:
     """Return a page as the text of an .ipynb file."""
     text = re.sub(r"\A---\n.*?\n---\n", "", read(name), flags=re.DOTALL)
@@ -335,12 +343,18 @@ def _role(page: Page, role: str, text: str) -> str:
     if role == "run-time":
         return "at most 3 minutes"
     if role == "eq":
-        return f"({page.equations[text]})" if text in page.equations else "(there)"
+        if text in page.equations:
+            return f"({page.equations[text]})"
+        return f"(an equation of [{title_of(home := page_of(text))}]({home}.ipynb))"
     if role == "doc":
         name = (target or shown).lstrip("/")
         return f"[{shown if target else title_of(name)}]({name}.ipynb)"
+    if role == "numref" and not target:
+        return "the table" if shown.startswith("tab-") else "the figure"
+    if role == "ref" and (home := page_of(target or shown)):
+        return f"[{shown if target else title_of(home)}]({home}.ipynb)"
     if role in ("numref", "ref", "prf:ref"):
-        return shown if target else ("the figure" if role == "numref" else f"*{shown}*")
+        return shown if target else f"*{shown}*"
     if role.startswith("py:") or role in ("func", "class", "mod", "meth", "file", "command"):
         return f"`{(target and shown) or text.lstrip('~')}`"
     if role in ("term", "abbr", "sub", "sup", "download", "kbd", "math"):
