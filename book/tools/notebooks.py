@@ -94,9 +94,9 @@ def convert(name: str) -> str:
     package = f"git+{config()['repository']['url']}"
     heading, rest = re.match(r"(\s*(?:\([\w-]+\)=\s*)?# [^\n]+\n)(.*)\Z", text, re.DOTALL).groups()
     _add_markdown(page, _inline(page, heading))
-    _add_code(page, "# installs the package where it is missing, as on Colab\n"
-              "import importlib.util; importlib.util.find_spec(\"rlhf_mini\") or "
-              f"get_ipython().run_line_magic(\"pip\", \"install -q {package}\")")
+    _add_code(page, "import importlib.util\n\n"
+              "if importlib.util.find_spec(\"rlhf_mini\") is None:  # as on Colab\n"
+              f"    %pip install -q {package}")
     _add_blocks(page, rest)
     for number, cell in enumerate(page.cells):
         cell["id"] = f"cell-{number:03}"
