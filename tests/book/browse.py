@@ -5,8 +5,9 @@
     python tests/book/browse.py --pages 03-tokens  # only these pages
 
 Looked for: errors in the console, failed requests, requests to other hosts, formulas that were not
-drawn, images without a text alternative or that did not load, a page that is wider than a phone, a
-search that finds nothing, a chain of next buttons that does not reach every page.
+drawn, images without a text alternative or that did not load, folds that do not open, code with no
+copy button, a page that is wider than a phone, a search that finds nothing, a chain of next buttons
+that does not reach every page.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 LOOK = """(async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   document.querySelectorAll("details").forEach(d => { d.open = true; });
+  document.querySelectorAll(".toggle-hidden button.toggle-button").forEach(b => { b.click(); });
   for (const i of document.images) i.loading = "eager";
   await Promise.all([...document.images].map(i => i.complete || new Promise(
     done => { i.onload = i.onerror = done; })));
@@ -51,6 +53,10 @@ LOOK = """(async () => {
   for (const s of document.querySelectorAll(".cell_output svg:not([aria-hidden])"))
     if (!s.closest("button, summary") && !s.getAttribute("aria-label"))
       bad.push("drawing without aria-label");
+  for (const e of document.querySelectorAll(".toggle-hidden"))
+    bad.push("fold that does not open: " + e.textContent.trim().slice(0, 40));
+  for (const e of document.querySelectorAll("div.highlight"))
+    if (!e.querySelector("button.copybtn")) bad.push("code without a copy button");
   for (const a of document.querySelectorAll("a[href^='#']"))
     if (a.hash.length > 1 && !document.getElementById(decodeURIComponent(a.hash.slice(1))))
       bad.push("link to nowhere: " + a.hash);
