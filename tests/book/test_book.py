@@ -60,6 +60,7 @@ def test_figures_have_caption_and_alt_text(page):
         if "show_figure(" in block and "remove-output" not in block:
             assert re.search(r"^ +caption:", block, re.MULTILINE), block
             assert re.search(r"^ +alt: .{30}", block, re.MULTILINE), block
+            assert "progress(" not in block  # the bar would become a second figure
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
