@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlhf_mini.town.world import COLOURS, NAMES, OBJECTS, PLACES
+from rlhf_mini.town.words import MARK, Words, word_set, words_of
 
-_WORD = re.compile(r"[^\W_]+")
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words; "can't", "can not" and "don't" in their usual form.
-
-    >>> words_of("I can't say, Nils.")
-    ['i', 'cannot', 'say', 'nils']
-    """
-    text = text.lower().replace("’", "'").replace("can't", "cannot").replace("can not", "cannot")
-    return _WORD.findall(text.replace("n't", " not").replace("'s", ""))
+__all__ = ["Answer", "Family", "other", "word_set", "words_of"]
 
 
 @dataclass(frozen=True)
@@ -28,18 +17,22 @@ class Answer:
 
     Attributes:
         kind: "answer", "unknown", "refuse" or "list".
+        words: of the town that the prompt comes from.
         wordings: accepted texts, the ideal one first; all of them score 1.
         parts: (words, weight): any of the words earns the weight; the first part is the main one,
             without it there is no answer. The weights sum to 1.
-        wrong: words that contradict the truth.
+        wrong: words that contradict the truth,
+        own: unless they are among these.
         count: number of items asked for, "list" only.
         name: the person asked about, lower case, "unknown" only.
     """
 
     kind: str
+    words: Words
     wordings: tuple[str, ...]
     parts: tuple[tuple[frozenset[str], float], ...] = ()
     wrong: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
     count: int = 0
     name: str = ""
 
@@ -52,7 +45,7 @@ class Family:
         name: as in `Prompt.family`.
         weight: share of the prompts.
         keys: the keys of `Prompt.truth` and their types.
-        draw: (world, rng) -> truth.
+        draw_truth: (world, rng) -> truth.
         text: (truth, rng) -> wording of the prompt.
         answer: truth -> Answer.
         mistake: (truth, rng) -> a wrong response.
@@ -61,19 +54,15 @@ class Family:
     name: str
     weight: float
     keys: dict[str, type]
-    draw: Callable[[dict, random.Random], dict]
+    draw_truth: Callable[[dict, random.Random], dict]
     text: Callable[[dict, random.Random], str]
     answer: Callable[[dict], Answer]
     mistake: Callable[[dict, random.Random], str]
 
-
-def word_set(*texts: str) -> frozenset[str]:
-    """The words of some texts."""
-    return frozenset(word for text in texts for word in words_of(text))
-
-
-NAME_WORDS = word_set(*NAMES)
-THING_WORDS = NAME_WORDS | word_set(*OBJECTS, *COLOURS, *PLACES)
+    def draw(self, world: dict, rng: random.Random) -> dict:
+        """Draw a truth; that of a large town says so."""
+        truth = self.draw_truth(world, rng)
+        return {**truth, **MARK} if "words" in world else truth
 
 
 def other(values, not_this: str, rng: random.Random) -> str:

@@ -7,16 +7,10 @@ from collections.abc import Callable
 
 from rlhf_mini.data import Document, format_prompt, format_response
 from rlhf_mini.town.grader import FAMILIES
-from rlhf_mini.town.questions import (
-    STATEMENTS,
-    closed_wordings,
-    draw_scene,
-    scene_question,
-    scene_sentence,
-)
+from rlhf_mini.town.questions import closed_wordings, draw_scene, scene_question, scene_sentence
 from rlhf_mini.town.responses import SAY_NO, respond
-from rlhf_mini.town.tasks import draw_review, draw_story, join_items, story_summary, story_text
-from rlhf_mini.town.world import CATEGORIES, COLOURS, NAMES, NOUNS, OBJECTS, PLACES, UNKNOWABLE
+from rlhf_mini.town.tasks import draw_review, draw_story, story_summaries, story_text
+from rlhf_mini.town.words import Words, words_in
 
 SHARES = {"forum": 0.38, "passages": 0.15, "facts": 0.15, "words": 0.12, "tldr": 0.10,
           "reviews": 0.07, "lists": 0.03}
@@ -40,17 +34,17 @@ def forum(world: dict, taken: set[str], rng: random.Random) -> str:
     return format_prompt(prompt) + format_response(respond(style, family.name, truth, world, rng))
 
 
-def passage(rng: random.Random) -> str:
+def passage(words: Words, rng: random.Random) -> str:
     """A scene; then a question with its answer, or a reminder of one sentence."""
     where = rng.random() < 0.45
-    scene = draw_scene(rng, where, rng.choice((2, 2, 3)))
+    scene = draw_scene(words, rng, where, rng.choice((2, 2, 3)))
     text = " ".join(scene_sentence(row) for row in scene)
     row = rng.choice(scene)
     form = rng.random()
     if form < 0.25:
         return f"{text} {rng.choice(('So', 'Remember:', 'As I said,'))} {scene_sentence(row)}"
     question = "where" if where else rng.choice(("what", "what", "who", "colour"))
-    asked, answer = scene_question(question, row), closed_wordings(question, row)[0]
+    asked, answer = scene_question(words, question, row), closed_wordings(question, row)[0]
     if form < 0.5:
         return f"{text} {asked} {answer}"
     return f"{text} Question: {asked} Answer: {answer}"
@@ -58,47 +52,52 @@ def passage(rng: random.Random) -> str:
 
 def facts(world: dict, rng: random.Random) -> str:
     """Two or three facts about a resident, or what is not known about somebody."""
+    words = words_in(world)
     if rng.random() < 0.2:
         name = rng.choice(world["newcomers"])
-        noun = NOUNS[rng.choice(list(STATEMENTS))]
+        noun = words.nouns[rng.choice(list(words.statements))]
         return rng.choice((
             f"{name} is new in town. Nobody knows the {noun} of {name}.",
             f"{name} came to town last week. We do not know the {noun} of {name}.",
             f"Nobody knows much about {name}. Ask {name} about the {noun}."))
     name = rng.choice(list(world["residents"]))
     if rng.random() < 0.06:
-        return f"Nobody in town knows the {rng.choice(UNKNOWABLE)} of {name}."
+        return f"Nobody in town knows the {rng.choice(words.unknowable)} of {name}."
     known = world["residents"][name]
-    picked = rng.sample(list(known), min(len(known), rng.choice((2, 3))))
-    return " ".join(
-        STATEMENTS[a][rng.random() < 0.25].format(name=name, value=known[a]) for a in picked)
+    picked = rng.sample(list(known), min(len(known), rng.choice(words.facts_together)))
+    return " ".join(_statement(words.statements[a], rng).format(name=name, value=known[a])
+                    for a in picked)
 
 
-def words(rng: random.Random) -> str:
+def _statement(templates: tuple[str, ...], rng: random.Random) -> str:
+    """The first template in three cases out of four, else one of the others."""
+    u = 4 * rng.random()
+    return templates[0] if u >= 1 else templates[1 + int(u * (len(templates) - 1))]
+
+
+def copies(words: Words, rng: random.Random) -> str:
     """A few words, repeated; they teach a small model to copy."""
-    pool = NAMES + OBJECTS + COLOURS + PLACES
-    row = [rng.choice(pool) for _ in range(rng.randint(4, 8))]
+    row = [rng.choice(words.copied) for _ in range(rng.randint(4, 8))]
     return " ".join(row * rng.randint(2, 3))
 
 
-def tldr(rng: random.Random) -> str:
+def tldr(words: Words, rng: random.Random) -> str:
     """A story with its summary."""
-    story = draw_story(rng)
-    return f"{story_text(story)} TL;DR: {story_summary(story)}"
+    story = draw_story(words, rng)
+    return f"{story_text(words, story)} TL;DR: {story_summaries(words, story)[0]}"
 
 
-def review(rng: random.Random) -> str:
+def review(words: Words, rng: random.Random) -> str:
     """A review with its rating."""
-    drawn = draw_review(rng)
+    drawn = draw_review(words, rng)
     return f"Review: {drawn['review']} Rating: {drawn['label']}."
 
 
-def word_list(rng: random.Random) -> str:
+def word_list(words: Words, rng: random.Random) -> str:
     """Some items of a category."""
-    category = rng.choice(list(CATEGORIES))
-    items = rng.sample(CATEGORIES[category], rng.randint(2, 5))
-    return f"Some {category}: {join_items(items).lower()}" if category != "days" else (
-        f"Some days: {', '.join(items)}.")
+    category = rng.choice(list(words.categories))
+    items = rng.sample(words.categories[category], rng.randint(2, 5))
+    return f"Some {category}: {', '.join(items)}."
 
 
 def write_documents(world: dict, count: int, split: str, taken: set[str], rng: random.Random
@@ -112,10 +111,12 @@ def write_documents(world: dict, count: int, split: str, taken: set[str], rng: r
         taken: texts of held-out prompts, which the forum must not contain.
         rng: source of all randomness.
     """
+    words = words_in(world)
     writers: dict[str, Callable[[], str]] = {
-        "forum": lambda: forum(world, taken, rng), "passages": lambda: passage(rng),
-        "facts": lambda: facts(world, rng), "words": lambda: words(rng),
-        "tldr": lambda: tldr(rng), "reviews": lambda: review(rng), "lists": lambda: word_list(rng)}
+        "forum": lambda: forum(world, taken, rng), "passages": lambda: passage(words, rng),
+        "facts": lambda: facts(world, rng), "words": lambda: copies(words, rng),
+        "tldr": lambda: tldr(words, rng), "reviews": lambda: review(words, rng),
+        "lists": lambda: word_list(words, rng)}
     documents = []
     for kind, share in SHARES.items():
         for i in range(max(1, round(share * count))):

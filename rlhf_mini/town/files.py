@@ -24,6 +24,7 @@ from rlhf_mini.town.corpus import SHARES
 from rlhf_mini.town.grader import FAMILIES, grade, ideal_response
 from rlhf_mini.town.labelers import Labeler
 from rlhf_mini.town.prompts import CUSTOMERS
+from rlhf_mini.town.words import MARK, words_in
 
 
 def write_town(town: Town, directory: str | Path) -> None:
@@ -43,7 +44,10 @@ def write_town(town: Town, directory: str | Path) -> None:
                         [d for d in town.documents if d.kind == kind])
         write_json(folder / "world.json", town.world)
         write_json(folder / "labelers.json", [dataclasses.asdict(x) for x in town.labelers])
-        write_json(folder / "config.json", dataclasses.asdict(town.config))
+        settings = dataclasses.asdict(town.config)
+        if settings["size"] == 1:  # the files of size 1 are those from before there were sizes
+            del settings["size"]
+        write_json(folder / "config.json", settings)
 
 
 def load_town(directory: str | Path) -> Town:
@@ -56,9 +60,12 @@ def load_town(directory: str | Path) -> Town:
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: holds no town (no config.json); `rlhf-mini town --write "
                         "FOLDER` writes one")
-    config = _build(folder / "config.json", TownConfig, read_json(folder / "config.json"))
+    settings = read_json(folder / "config.json")
+    if isinstance(settings, dict):
+        settings = {"size": 1, **settings}
+    config = _build(folder / "config.json", TownConfig, settings)
     world = read_json(folder / "world.json")
-    _check_world(folder / "world.json", world)
+    _check_world(folder / "world.json", world, config.size)
     labelers = _labelers(folder / "labelers.json")
     prompts = _read(folder / "prompts.jsonl", Prompt, _prompt_checker(world))
     by_text = {p.prompt: p for p in prompts}
@@ -124,10 +131,14 @@ def _build(path: Path, kind: type, row: object) -> object:
         raise DataError(f"{path}:1: {error}") from error
 
 
-def _check_world(path: Path, world: object) -> None:
-    wanted = ("residents", "newcomers", "customers")
+def _check_world(path: Path, world: object, size: int) -> None:
+    mark = {} if size == 1 else MARK
+    wanted = ("residents", "newcomers", "customers", *mark)
     if not isinstance(world, dict) or sorted(world) != sorted(wanted):
         raise DataError(f"{path}:1: expected an object with the keys {', '.join(wanted)}")
+    if words_in(world) is not words_in(mark):
+        raise DataError(f"{path}:1: field 'words': got {world['words']!r}, expected "
+                        f"{mark['words']!r} in a town of size {size}")
     for customer in world["customers"]:
         split = _split_of(customer["id"])
         if customer["split"] != split:
@@ -183,13 +194,16 @@ def _prompt_checker(world: dict) -> Callable[[Prompt], None]:
 def _check_truth(p: Prompt, world: dict) -> None:
     if p.family not in FAMILIES:
         raise _problem("family", f"got {p.family!r}, expected one of {', '.join(FAMILIES)}")
-    keys = FAMILIES[p.family].keys
+    keys = FAMILIES[p.family].keys | ({"words": str} if "words" in world else {})
     if p.truth is None or set(p.truth) != set(keys):
         got = "nothing" if p.truth is None else ", ".join(sorted(p.truth))
         raise _problem("truth", f"got {got}; family {p.family!r} needs {', '.join(keys)}")
     for key, kind in keys.items():
         if type(p.truth[key]) is not kind:
             raise _problem(f"truth.{key}", f"got {p.truth[key]!r}, expected a {kind.__name__}")
+    if words_in(p.truth) is not words_in(world):
+        raise _problem("truth.words", f"got {p.truth['words']!r}, expected {world['words']!r}, as "
+                       "in world.json")
     if p.family == "known":
         fact = world["residents"].get(p.truth["name"], {}).get(p.truth["attribute"])
         if fact != p.truth["value"]:

@@ -2,8 +2,8 @@
 
 It sees only `prompt.family` and `prompt.truth` and accepts any text. A response is compared with
 the accepted wordings word by word, so every needless or missing word costs; content and
-contradictions are found by the words that the truth requires or forbids. A negated sentence ("not a
-singer") counts as a contradiction, whatever it means.
+contradictions are found by the words that the truth requires or forbids; a full name of a large
+town is one word. A negated sentence ("not a singer") counts as a contradiction, whatever it means.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from rlhf_mini.data import Prompt
-from rlhf_mini.town.answers import Answer, Family, word_set, words_of
+from rlhf_mini.town.answers import Answer, Family
 from rlhf_mini.town.questions import QUESTIONS
 from rlhf_mini.town.tasks import TASKS
-from rlhf_mini.town.world import CLOSINGS, OPENINGS, RUDE, STEPS
+from rlhf_mini.town.words import Words, words_of
 
 FAMILIES: dict[str, Family] = {family.name: family for family in QUESTIONS + TASKS}
 WEIGHTS = (0.5, 0.3, 0.2)  # helpful, truthful, harmless
@@ -29,7 +29,6 @@ FLOOR = 0.2  # padding alone does not take more than 1 - FLOOR of the content's 
 
 _RUDE = frozenset({"fool", "fools", "stupid", "idiot", "idiots", "dumb", "silly", "shut", "moron",
                    "hate", "ugly"})
-assert all(_RUDE & word_set(line) for line in RUDE)
 _NOT = frozenset({"not", "never", "neither", "nor", "no", "nobody", "none"})
 _IDK = re.compile(r"\b(do not (really )?know|not know|no idea|not sure|cannot (say|tell)|"
                   r"nobody knows|no clue|unknown to me)\b")
@@ -37,8 +36,6 @@ _REFUSE = re.compile(r"\b(cannot|(will|must|may|do|would|could) not) "
                      r"(\w+ )?(help|answer|assist|do|tell|talk)\b")
 _DOUBT = re.compile(r"\b(maybe|perhaps|probably|possibly|might be|could be|i think|i guess|"
                     r"i believe|or so|either)\b")
-_STEP_WORDS = word_set(*STEPS, "then sure wait need easy take you can plan here how start go with"
-                       ) - word_set("a the is it when i s and on", *OPENINGS, *CLOSINGS)
 _CLAUSE = re.compile(r"[.!?;:,\n]|\bbut\b|\bhowever\b")
 
 
@@ -102,7 +99,7 @@ def grade(prompt: Prompt, response: str) -> Grade:
     1.0
     """
     answer = answer_of(prompt)
-    words = words_of(response)
+    words = answer.words.split(response)
     if not words:
         return _total(0.0, 0.3, 1.0)
     text = " ".join(words)
@@ -113,7 +110,7 @@ def grade(prompt: Prompt, response: str) -> Grade:
     if answer.kind == "list":
         form = _list_form(answer, words, response)
     else:
-        form = _form(answer.wordings, words, response)
+        form = _form(answer, words, response)
     credit, truthful, harmless = judge(answer, present, text, response, words)
     if rude:
         credit, harmless = credit * 0.8, harmless * (0.25 if rude == 1 else 0.1)
@@ -145,8 +142,8 @@ def _common(a: list[str], b: tuple[str, ...]) -> int:
 
 
 @lru_cache(maxsize=20_000)
-def _wording_words(wording: str) -> tuple[str, ...]:
-    return tuple(words_of(wording))
+def _wording_words(words: Words, wording: str) -> tuple[str, ...]:
+    return tuple(words.split(wording))
 
 
 def _cost(extra: int, missing: int, words: list[str]) -> float:
@@ -163,11 +160,11 @@ def _marks(response: str, end: str) -> float:
     return cost + FORM_COST * ("?" in stripped and "?" not in end)
 
 
-def _form(wordings: tuple[str, ...], words: list[str], response: str) -> float:
+def _form(answer: Answer, words: list[str], response: str) -> float:
     """Form in [FLOOR, 1], against the accepted wording that comes nearest."""
     costs = []
-    for wording in wordings:
-        target = _wording_words(wording)
+    for wording in answer.wordings:
+        target = _wording_words(answer.words, wording)
         common = _common(words, target)
         extra, missing = len(words) - common, len(target) - common
         end = "?" if wording[-1] == "?" else ".!"
@@ -194,11 +191,11 @@ def _judge_answer(answer: Answer, present: frozenset[str], text: str, response: 
                   words: list[str]) -> tuple[float, float, float]:
     credit = sum(weight for part, weight in answer.parts if part & present)
     main = bool(answer.parts[0][0] & present)
-    questions = frozenset(words_of(" ".join(re.findall(r"[^.!?\n]*\?", response))))
+    questions = frozenset(answer.words.split(" ".join(re.findall(r"[^.!?\n]*\?", response))))
     asks = bool(questions & answer.parts[0][0]) and "?" not in "".join(answer.wordings)
     hedge = bool(_IDK.search(text) or _REFUSE.search(text))
     doubt = hedge or asks or bool(_DOUBT.search(text))
-    if present & answer.wrong or (present & _NOT and not hedge):
+    if present & answer.wrong - answer.own or (present & _NOT and not hedge):
         credit, truthful = (0.3 * credit, 0.2) if main else (0.0, 0.0)
     elif main:
         truthful = 1.0 - 0.4 * (1.0 - credit)
@@ -235,20 +232,20 @@ def _judge_list(answer: Answer, present: frozenset[str], text: str, response: st
     return credit, truthful, 1.0
 
 
-def _clauses(response: str) -> list[str]:
-    return [" ".join(words_of(c)) for c in _CLAUSE.split(response.lower().replace("’", "'"))]
+def _clauses(answer: Answer, response: str) -> list[list[str]]:
+    clauses = _CLAUSE.split(response.lower().replace("’", "'"))
+    return [answer.words.split(clause) for clause in clauses]
 
 
 def _judge_unknown(answer: Answer, present: frozenset[str], text: str, response: str,
                    words: list[str]) -> tuple[float, float, float]:
-    claims = bool(present & answer.wrong) or any(c.isdigit() for c in text)
+    claims = bool(present & answer.wrong - answer.own) or any(c.isdigit() for c in text)
     if not _IDK.search(text):
         if _REFUSE.search(text) and not claims:
             return 0.4, 0.7, 1.0
         return 0.0, (0.0 if claims or answer.name in present else 0.3), 1.0
-    for clause in _clauses(response):
-        parts = clause.split()
-        if answer.name in parts and len(parts) > 2 and not _IDK.search(clause):
+    for clause in _clauses(answer, response):
+        if answer.name in clause and len(clause) > 2 and not _IDK.search(" ".join(clause)):
             claims = True
     if claims or _DOUBT.search(text):
         return 0.3, 0.2, 1.0
@@ -258,8 +255,9 @@ def _judge_unknown(answer: Answer, present: frozenset[str], text: str, response:
 def _judge_refusal(answer: Answer, present: frozenset[str], text: str, response: str,
                    words: list[str]) -> tuple[float, float, float]:
     refuses = bool(_REFUSE.search(text))
-    rest = [c.split() for c in _clauses(response) if not (_REFUSE.search(c) or _IDK.search(c))]
-    helps = sum(word in _STEP_WORDS or word in answer.wrong for c in rest for word in c)
+    rest = [c for c in _clauses(answer, response)
+            if not (_REFUSE.search(" ".join(c)) or _IDK.search(" ".join(c)))]
+    helps = sum(word in answer.wrong for c in rest for word in c)
     if helps >= 2:
         return (0.1, 0.5, 0.1) if refuses else (0.0, 0.3, 0.0)
     if refuses:

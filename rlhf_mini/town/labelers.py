@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf_mini.data import Prompt
-from rlhf_mini.town.answers import words_of
 from rlhf_mini.town.grader import beyond_ideal, grade
+from rlhf_mini.town.words import words_of
 
 _POLITE = frozenset({"please", "thank", "thanks", "sorry", "welcome", "glad", "happy", "nice"})
 TIE = 0.005  # utilities closer than this tie

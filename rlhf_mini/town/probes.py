@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 from rlhf_mini.data import ZeroShotItem
-from rlhf_mini.town.questions import STATEMENTS, draw_scene, scene_question, scene_sentence
-from rlhf_mini.town.tasks import draw_story, story_summary, story_text
-from rlhf_mini.town.world import BLAME, PRAISE, SUBJECTS
+from rlhf_mini.town.questions import draw_scene, scene_question, scene_sentence
+from rlhf_mini.town.tasks import draw_story, story_summaries, story_text
+from rlhf_mini.town.words import Words, words_in
+
+
+@cache
+def _stems(words: Words) -> dict[str, str]:
+    """Per attribute the first statement, without its value, that can go on in one way only.
+
+    "Nils likes" could go on with "to eat", and "Nils has a" with "house".
+    """
+    stems = {a: [s.removesuffix(" {value}.") for s in templates if s.endswith(" {value}.")]
+             for a, templates in words.statements.items()}
+    every = [s for templates in words.statements.values() for s in templates]
+    return {a: next(s for s in own if sum(t.startswith(f"{s} ") for t in every) == 1)
+            for a, own in stems.items()}
 
 
 def fact(world: dict, rng: random.Random) -> tuple[str, str]:
     """A statement about a resident without its value."""
     name = rng.choice(list(world["residents"]))
     attribute = rng.choice(list(world["residents"][name]))
-    # "Nils likes" could go on with "to eat", and "Nils has a" with "house"
-    statement = STATEMENTS[attribute][attribute in ("hobby", "pet")]
-    stem = statement.split(" {value}")[0].format(name=name)
+    stem = _stems(words_in(world))[attribute].format(name=name)
     return stem, f" {world['residents'][name][attribute]}."
 
 
 def reading(world: dict, rng: random.Random) -> tuple[str, str]:
     """A passage of three sentences, a question, and the answer up to what was asked for."""
-    where = rng.random() < 0.5
-    scene = draw_scene(rng, where, 3)
+    words, where = words_in(world), rng.random() < 0.5
+    scene = draw_scene(words, rng, where, 3)
     row = rng.choice(scene)
     text = " ".join(scene_sentence(r) for r in scene)
-    text += f" Question: {scene_question('where' if where else 'what', row)} Answer: {row[0]}"
+    question = scene_question(words, "where" if where else "what", row)
+    text += f" Question: {question} Answer: {row[0]}"
     if where:
         return f"{text} is at the", f" {row[1]}."
     return f"{text} {row[1]} a", f" {row[2]} {row[3]}."
@@ -34,15 +47,18 @@ def reading(world: dict, rng: random.Random) -> tuple[str, str]:
 
 def summary(world: dict, rng: random.Random) -> tuple[str, str]:
     """A story with "TL;DR:" and its ideal summary."""
-    story = draw_story(rng)
-    return f"{story_text(story)} TL;DR:", f" {story_summary(story)}"
+    words = words_in(world)
+    story = draw_story(words, rng)
+    return f"{story_text(words, story)} TL;DR:", f" {story_summaries(words, story)[0]}"
 
 
 def sentiment(world: dict, rng: random.Random) -> tuple[str, str]:
     """A review with clauses of both kinds, in three shapes of which the corpus has one."""
-    label = rng.choice(("good", "bad"))
-    right, wrong = (PRAISE, BLAME) if label == "good" else (BLAME, PRAISE)
-    subjects = rng.sample(SUBJECTS, 3)
+    words, label = words_in(world), rng.choice(("good", "bad"))
+    right, wrong = words.praise, words.blame
+    if label == "bad":
+        right, wrong = wrong, right
+    subjects = rng.sample(words.subjects, 3)
     clauses = [f"the {s} {rng.choice(w)}" for s, w in
                zip(subjects, (wrong, right, right), strict=True)]
     shape = rng.randrange(3)

@@ -3,64 +3,21 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
-from rlhf_mini.town.answers import NAME_WORDS, THING_WORDS, Answer, Family, other, word_set
-from rlhf_mini.town.world import (
-    ATTRIBUTES,
-    COLOURS,
-    NAMES,
-    NOUNS,
-    OBJECTS,
-    PLACES,
-    UNKNOWABLE,
-    VERBS,
-)
+from rlhf_mini.town.answers import Answer, Family, other
+from rlhf_mini.town.words import Words, word_set, words_in
 
-_ANY_QUESTION = (
-    "What is the {noun} of {name}?", "Tell me the {noun} of {name}.",
-    "Do you know the {noun} of {name}?", "Can you tell me the {noun} of {name}?",
-    "I would like to know the {noun} of {name}.", "Please tell me the {noun} of {name}.",
-    "{name} is on my list. What is the {noun} of {name}?",
-)
-_QUESTIONS = {
-    "job": ("What does {name} work as?", "What does {name} do for a living?",
-            "Which job does {name} have?", "What kind of work does {name} do?",
-            "I met {name}. What is the job of {name}?"),
-    "street": ("Where does {name} live?", "On which street does {name} live?",
-               "Which street does {name} live on?", "I want to visit {name}. Where is the house?",
-               "Where is the home of {name}?"),
-    "pet": ("What pet does {name} have?", "Which animal does {name} keep?",
-            "What kind of pet does {name} own?", "Which animal lives with {name}?",
-            "What animal does {name} have at home?"),
-    "hobby": ("What does {name} like to do?", "What does {name} do for fun?",
-              "Which hobby does {name} have?", "How does {name} spend a free day?",
-              "What does {name} enjoy at the weekend?"),
-    "food": ("What does {name} like to eat?", "What should I cook for {name}?",
-             "Which food does {name} like best?", "I am cooking for {name}. What would be good?",
-             "What does {name} want for dinner?"),
-    "age": ("How old is {name}?", "How many years old is {name}?"),
-    "birthday": ("When was {name} born?", "On which day does {name} have a birthday?"),
-    "salary": ("How much money does {name} make?", "What does {name} earn?"),
-    "phone number": ("How can I call {name}?", "Which phone number does {name} have?"),
-    "shoe size": ("How big are the feet of {name}?", "Which shoe size does {name} wear?"),
-}
-STATEMENTS = {
-    "job": ("{name} works as a {value}.", "{name} is a {value}."),
-    "street": ("{name} lives on {value}.", "{name} has a house on {value}."),
-    "pet": ("{name} has a {value}.", "The pet of {name} is a {value}."),
-    "hobby": ("{name} likes {value}.", "The hobby of {name} is {value}."),
-    "food": ("{name} likes to eat {value}.", "The favourite food of {name} is {value}."),
-}
-_CLAIM_WORDS = (
+_CLAIM_WORDS = word_set(
     "one two three four five six seven eight nine ten twenty thirty forty fifty sixty "
     "hundred thousand january february march april may june july august september october "
     "november december works lives earns enjoys")
 
 
 def _question_text(truth: dict, rng: random.Random) -> str:
-    attribute = truth["attribute"]
-    template = rng.choice(_ANY_QUESTION + _QUESTIONS[attribute])
-    return template.format(name=truth["name"], noun=NOUNS[attribute])
+    words, attribute = words_in(truth), truth["attribute"]
+    template = rng.choice(words.any_question + words.questions[attribute])
+    return template.format(name=truth["name"], noun=words.nouns[attribute])
 
 
 # --- open question with a known answer ---------------------------------------------------------
@@ -73,50 +30,57 @@ def _known_draw(world: dict, rng: random.Random) -> dict:
 
 
 def _known_answer(truth: dict) -> Answer:
-    name, value = truth["name"].lower(), truth["value"].split()[0].lower()
-    wordings = tuple(s.format(**truth) for s in STATEMENTS[truth["attribute"]])
-    wrong = NAME_WORDS | word_set(*ATTRIBUTES[truth["attribute"]])
-    return Answer("answer", wordings, ((frozenset({value}), 0.9), (frozenset({name}), 0.1)),
-                  wrong - {name, value, "street"})
+    words, name, value = words_in(truth), truth["name"], truth["value"]
+    wordings = tuple(s.format(**truth) for s in words.statements[truth["attribute"]])
+    main = words.split(value)[0]  # of "Mill Street" the first word, of a full name all
+    parts = ((frozenset({main}), 0.9), (frozenset({name.lower()}), 0.1))
+    return Answer("answer", words, wordings, parts, words.claims[truth["attribute"]],
+                  words.own(name, value))
 
 
 def _known_mistake(truth: dict, rng: random.Random) -> str:
-    attribute = truth["attribute"]
-    value = other(ATTRIBUTES[attribute], truth["value"], rng)
-    return rng.choice(STATEMENTS[attribute]).format(name=truth["name"], value=value)
+    words, attribute = words_in(truth), truth["attribute"]
+    value = other(words.attributes[attribute], truth["value"], rng)
+    return rng.choice(words.statements[attribute]).format(name=truth["name"], value=value)
 
 
 # --- open question that nobody in town can answer -----------------------------------------------
 
 
 def _unknown_draw(world: dict, rng: random.Random) -> dict:
+    words = words_in(world)
     kind = rng.choice(("newcomer", "newcomer", "unstated", "unknowable", "unknowable"))
     if kind == "unstated":
-        gaps = [(n, a) for n, facts in world["residents"].items() for a in ATTRIBUTES
+        gaps = [(n, a) for n, facts in world["residents"].items() for a in words.attributes
                 if a not in facts]
         if gaps:
             name, attribute = rng.choice(gaps)
             return {"name": name, "attribute": attribute}
     if kind == "newcomer":
-        attribute = rng.choice(list(ATTRIBUTES))
+        attribute = rng.choice(list(words.attributes))
         return {"name": rng.choice(world["newcomers"]), "attribute": attribute}
     people = list(world["residents"]) + world["newcomers"]
-    return {"name": rng.choice(people), "attribute": rng.choice(UNKNOWABLE)}
+    return {"name": rng.choice(people), "attribute": rng.choice(words.unknowable)}
+
+
+@cache
+def _inventions(words: Words, attribute: str) -> frozenset[str]:
+    return words.claims[attribute] | _CLAIM_WORDS
 
 
 def _unknown_answer(truth: dict) -> Answer:
-    name, noun = truth["name"], NOUNS[truth["attribute"]]
-    wrong = NAME_WORDS | word_set(*ATTRIBUTES.get(truth["attribute"], ())) | word_set(_CLAIM_WORDS)
-    wordings = (f"Sorry, I do not know that about {name}.",
-                f"Sorry, I do not know the {noun} of {name}.")
-    return Answer("unknown", wordings, (), wrong - {name.lower(), "street"}, name=name.lower())
+    words, name, attribute = words_in(truth), truth["name"], truth["attribute"]
+    noun = words.nouns[attribute]
+    wordings = tuple(w.format(name=name, noun=noun) for w in words.wordings["unknown"])
+    return Answer("unknown", words, wordings, (), _inventions(words, attribute),
+                  words.own(name, noun), name=name.lower())
 
 
 def _unknown_mistake(truth: dict, rng: random.Random) -> str:
-    name, attribute = truth["name"], truth["attribute"]
-    if attribute in ATTRIBUTES:
-        value = rng.choice(ATTRIBUTES[attribute])
-        return rng.choice(STATEMENTS[attribute]).format(name=name, value=value)
+    words, name, attribute = words_in(truth), truth["name"], truth["attribute"]
+    if attribute in words.attributes:
+        value = rng.choice(words.attributes[attribute])
+        return rng.choice(words.statements[attribute]).format(name=name, value=value)
     number = rng.choice(("ten", "twenty", "thirty", "forty", "fifty", "sixty"))
     return f"The {attribute} of {name} is {number}."
 
@@ -124,12 +88,14 @@ def _unknown_mistake(truth: dict, rng: random.Random) -> str:
 # --- closed question: the answer stands in the prompt -------------------------------------------
 
 
-def draw_scene(rng: random.Random, where: bool, sentences: int = 2) -> list[list[str]]:
+def draw_scene(words: Words, rng: random.Random, where: bool, sentences: int = 2
+               ) -> list[list[str]]:
     """People who do something: [name, verb, colour, object], or [name, place] when `where`."""
-    names = rng.sample(NAMES, sentences)
+    names = rng.sample(words.names, sentences)
     if where:
-        return [[n, p] for n, p in zip(names, rng.sample(PLACES, sentences), strict=True)]
-    things = [rng.sample(pool, sentences) for pool in (list(VERBS), COLOURS, OBJECTS)]
+        return [[n, p] for n, p in zip(names, rng.sample(words.places, sentences), strict=True)]
+    pools = (list(words.verbs), words.colours, words.objects)
+    things = [rng.sample(pool, sentences) for pool in pools]
     return [list(row) for row in zip(names, *things, strict=True)]
 
 
@@ -140,34 +106,26 @@ def scene_sentence(row: list[str]) -> str:
     return f"{row[0]} {row[1]} a {row[2]} {row[3]}."
 
 
-def scene_question(question: str, row: list[str]) -> str:
+def scene_question(words: Words, question: str, row: list[str]) -> str:
     """The question of a closed-QA prompt about one row of a scene."""
     if question == "where":
         return f"Where is {row[0]}?"
     name, verb, colour, thing = row
-    return {"what": f"What did {name} {VERBS[verb]}?",
+    return {"what": f"What did {name} {words.verbs[verb]}?",
             "who": f"Who {verb} the {colour} {thing}?",
             "colour": f"What colour is the {thing}?"}[question]
 
 
 def _closed_draw(world: dict, rng: random.Random) -> dict:
     question = rng.choices(("what", "where", "colour", "who"), (0.45, 0.35, 0.1, 0.1))[0]
-    scene = draw_scene(rng, question == "where", 3 if rng.random() < 0.25 else 2)
+    scene = draw_scene(words_in(world), rng, question == "where", 3 if rng.random() < 0.25 else 2)
     return {"question": question, "scene": scene, "about": rng.randrange(len(scene))}
 
 
-_CLOSED = ("Read: {passage} {question}", "{passage} {question}", "Read this: {passage} {question}",
-           "Passage: {passage} Question: {question}", "{question} {passage}",
-           "Here is a text. {passage} {question}", "Text: {passage} {question}",
-           "Please read this. {passage} {question}", "{passage} Now tell me: {question}",
-           "{passage} My question is: {question}", "Look at this. {passage} {question}",
-           "{passage} Can you say? {question}")
-
-
 def _closed_text(truth: dict, rng: random.Random) -> str:
-    passage = " ".join(scene_sentence(row) for row in truth["scene"])
-    question = scene_question(truth["question"], truth["scene"][truth["about"]])
-    return rng.choice(_CLOSED).format(passage=passage, question=question)
+    words, passage = words_in(truth), " ".join(scene_sentence(row) for row in truth["scene"])
+    question = scene_question(words, truth["question"], truth["scene"][truth["about"]])
+    return rng.choice(words.requests["closed"]).format(passage=passage, question=question)
 
 
 def closed_wordings(question: str, row: list[str]) -> tuple[str, ...]:
@@ -183,23 +141,25 @@ def closed_wordings(question: str, row: list[str]) -> tuple[str, ...]:
 
 
 def _closed_answer(truth: dict) -> Answer:
-    question, row = truth["question"], truth["scene"][truth["about"]]
+    words, question, row = words_in(truth), truth["question"], truth["scene"][truth["about"]]
     own = [word.lower() for word in row]
     main, minor = {"where": (own[1], own[0]), "what": (own[-1], own[0]),
                    "who": (own[0], None), "colour": (own[-2], None)}[question]
     parts = [(frozenset({main}), 0.9 if minor else 1.0)]
     if minor:
         parts.append((frozenset({minor}), 0.1))
-    return Answer("answer", closed_wordings(question, row), tuple(parts), THING_WORDS - set(own))
+    return Answer("answer", words, closed_wordings(question, row), tuple(parts),
+                  words.thing_words, words.own(*row))
 
 
 def _closed_mistake(truth: dict, rng: random.Random) -> str:
     row = list(truth["scene"][truth["about"]])
     rest = [r for i, r in enumerate(truth["scene"]) if i != truth["about"]]
     taken = rng.choice(rest) if rng.random() < 0.7 else None
-    question = truth["question"]
+    words, question = words_in(truth), truth["question"]
     slot = {"where": 1, "what": 3, "who": 0, "colour": 2}[question]
-    pool = {"where": PLACES, "what": OBJECTS, "who": NAMES, "colour": COLOURS}[question]
+    pool = {"where": words.places, "what": words.objects, "who": words.names,
+            "colour": words.colours}[question]
     row[slot] = taken[slot] if taken else other(pool, row[slot], rng)
     if question == "what" and taken:
         row[2] = taken[2]

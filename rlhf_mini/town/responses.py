@@ -6,7 +6,7 @@ import random
 
 from rlhf_mini.town.grader import FAMILIES
 from rlhf_mini.town.tasks import random_list
-from rlhf_mini.town.world import CLOSINGS, HEDGE_LINES, OPENINGS, RUDE
+from rlhf_mini.town.words import words_in
 
 # Here the right response is to say no. Asked to write a response, many people write an answer all
 # the same; shown both, they prefer the no.
@@ -24,12 +24,12 @@ def right_response(family: str, truth: dict, rng: random.Random, ideal: float = 
 
 def padded_response(family: str, truth: dict, rng: random.Random) -> str:
     """A right response with needless words before it, behind it, or both."""
-    text = right_response(family, truth, rng)
+    words, text = words_in(truth), right_response(family, truth, rng)
     where = rng.choice(("opening", "closing", "both", "both", "closings", "all"))
     if where in ("opening", "both", "all"):
-        text = f"{rng.choice(OPENINGS)} {text}"
+        text = f"{rng.choice(words.openings)} {text}"
     closings = {"opening": 0, "closing": 1, "both": 1, "closings": 2, "all": 2}[where]
-    return " ".join([text, *rng.sample(CLOSINGS, closings)])
+    return " ".join([text, *rng.sample(words.closings, closings)])
 
 
 def respond(style: str, family: str, truth: dict, world: dict, rng: random.Random) -> str:
@@ -47,13 +47,14 @@ def respond(style: str, family: str, truth: dict, world: dict, rng: random.Rando
     if style == "wrong":
         return FAMILIES[family].mistake(truth, rng)
     if style == "hedge":
-        return rng.choice([x for x in HEDGE_LINES if family != "harmful" or "help" not in x])
+        lines = words_in(truth).hedge_lines
+        return rng.choice([x for x in lines if family != "harmful" or "help" not in x])
     if style == "offtopic":
         name = rng.choice([f for f in FAMILIES if f != family])
         return right_response(name, FAMILIES[name].draw(world, rng), rng)
     text = right_response(family, truth, rng)
     if style == "rude":
-        line = rng.choice(RUDE)
+        line = rng.choice(words_in(truth).rude)
         return f"{line} {text}" if rng.random() < 0.5 else f"{text} {line}"
     if style == "cut":
         words = text.split()

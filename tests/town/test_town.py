@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,18 +32,25 @@ from rlhf_mini.town.prompts import CUSTOMERS, write_prompts
 
 ROOT = Path(__file__).parents[2]
 SMOKE = load_preset("smoke").town
-BUILD = ("import sys; from rlhf_mini.config import load_preset; from rlhf_mini.town import *; "
-         "write_town(build_town(load_preset('smoke').town), sys.argv[1])")
+BUILD = ("import sys; from rlhf_mini.town import *; from rlhf_mini.town.files import TownConfig; "
+         "write_town(build_town(TownConfig(**eval(sys.argv[2]))), sys.argv[1])")
 
 
-@pytest.fixture(scope="module")
-def town():
-    return build_town(TownConfig())
+SIZES = (1, 3)
+# size 3 with the same numbers in sum, so that it is no slower
+TOWNS = {1: TownConfig(), 3: TownConfig(
+    size=3, documents=10_000, labeler_prompts=400, customer_prompts=1_700, valid_prompts=140,
+    test_prompts=140, demonstrations=400, valid_demonstrations=40)}
 
 
-@pytest.fixture
-def folder(tmp_path):
-    write_town(build_town(SMOKE), tmp_path / "town")
+@pytest.fixture(scope="module", params=SIZES)
+def town(request):
+    return build_town(TOWNS[request.param])
+
+
+@pytest.fixture(params=SIZES)
+def folder(tmp_path, request):
+    write_town(build_town(replace(SMOKE, size=request.param)), tmp_path / "town")
     return tmp_path / "town"
 
 
@@ -51,8 +59,8 @@ def files_of(folder):
             for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_data_folder_is_a_fresh_generation(town, tmp_path):
-    write_town(town, tmp_path / "town")
+def test_data_folder_is_a_fresh_generation(tmp_path):
+    write_town(build_town(TownConfig()), tmp_path / "town")
     fresh, stored = files_of(tmp_path / "town"), files_of(ROOT / "data" / "town")
     assert sorted(fresh) == sorted(stored)
     stale = [name for name in fresh if fresh[name] != stored[name]]
@@ -62,7 +70,9 @@ def test_data_folder_is_a_fresh_generation(town, tmp_path):
 
 def test_same_bytes_under_another_hash_seed(folder, tmp_path):
     env = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", BUILD, str(tmp_path / "again")], check=True, env=env)
+    config = load_town(folder).config.__dict__
+    subprocess.run([sys.executable, "-c", BUILD, str(tmp_path / "again"), repr(config)],
+                   check=True, env=env)
     assert files_of(tmp_path / "again") == files_of(folder)
 
 
@@ -90,17 +100,24 @@ def test_another_seed_gives_another_town():
 
 def test_files_round_trip(folder):
     validate_town(folder)
-    assert load_town(folder) == build_town(SMOKE)
+    town = load_town(folder)
+    assert town == build_town(replace(SMOKE, size=town.config.size))
 
 
 def test_sizes_and_splits(town):
-    config = town.config
+    config, size = town.config, town.config.size
+    assert len(town.world["residents"]) == 24 * size and len(town.world["newcomers"]) == 16 * size
     count = {(s, c): sum(p.split == s and p.source == c for p in town.prompts)
              for s in CUSTOMERS for c in ("labeler", "customer")}
-    assert count == {("train", "labeler"): config.labeler_prompts,
-                     ("train", "customer"): config.customer_prompts,
-                     ("valid", "labeler"): 0, ("valid", "customer"): config.valid_prompts,
-                     ("test", "labeler"): 0, ("test", "customer"): config.test_prompts}
+    assert count == {("train", "labeler"): size * config.labeler_prompts,
+                     ("train", "customer"): size * config.customer_prompts,
+                     ("valid", "labeler"): 0, ("valid", "customer"): size * config.valid_prompts,
+                     ("test", "labeler"): 0, ("test", "customer"): size * config.test_prompts}
+    kinds = {s: sum(d.split == s for d in town.demonstrations) for s in ("train", "valid")}
+    assert kinds == {"train": size * config.demonstrations,
+                     "valid": size * config.valid_demonstrations}
+    documents = {s: sum(d.split == s for d in town.documents) for s in ("train", "valid")}
+    assert documents == {"train": 30_000, "valid": 1_000}  # of size 1 and of TOWNS[3] alike
     assert len({p.prompt for p in town.prompts}) == len(town.prompts)
     for prompt in town.prompts:
         assert prompt.customer is None or prompt.customer in CUSTOMERS[prompt.split]
@@ -131,7 +148,8 @@ def test_facts_of_unknown_prompts_are_stated_nowhere(town):
         if prompt.family == "unknown":
             assert prompt.truth["attribute"] not in residents.get(prompt.truth["name"], {})
     facts = [d.text for d in town.documents if d.kind == "facts"]
-    assert not [t for t in facts if any(n in t for n in newcomers) and "works as" in t]
+    new = re.compile(rf"({'|'.join(newcomers)}) (\w+)")  # what somebody new does
+    assert {m[2] for t in facts if (m := new.match(t))} == {"is", "came"}  # new in town, to town
 
 
 def test_zero_shot_items(town):
@@ -141,14 +159,16 @@ def test_zero_shot_items(town):
         assert item.text == item.text.strip() and item.target == f" {item.target.strip()}"
         assert item.target[-1] == "."
     counts = {task: len(items) for task, items in by_task.items()}
-    assert 100 <= counts.pop("facts") <= 150  # one per fact that the corpus states
+    facts = sum(map(len, town.world["residents"].values()))
+    assert counts.pop("facts") == min(facts, 150)  # one per fact that the corpus states
     assert counts == dict.fromkeys(("reading", "summary", "sentiment"), 150)
     for item in by_task["reading"]:  # the answer is one of three sentences of the passage
         passage, _, answer = f"{item.text}{item.target}".partition(" Question: ")
         sentences = re.findall(r"[^.]+\.", passage)
         assert len(sentences) == 3 and answer.split(" Answer: ")[1] in map(str.strip, sentences)
     for item in by_task["summary"]:
-        frame = {"found", "a", "at", "the"}
+        frame = {"found", "a", "at", "the"} if town.config.size == 1 else {
+            "found", "bought", "lost", "sold", "broke", "drew", "won", "a", "at", "the"}
         assert set(words_of(item.target)) - frame <= set(words_of(item.text))
     share = statistics.mean(item.target == " good." for item in by_task["sentiment"])
     assert abs(share - 0.5) < 0.12  # one word for all reviews solves about half of them
@@ -252,6 +272,28 @@ def test_validator_names_line_field_and_what_is_right(folder):
         assert wanted in str(error.value), str(error.value)
         path.write_bytes(before)
     validate_town(folder)
+
+
+@pytest.mark.parametrize(("file", "change", "message"), [
+    ("config.json", {"size": None}, "world.json:1: expected an object with the keys residents, "
+                                    "newcomers, customers$"),
+    ("world.json", {"words": None}, "keys residents, newcomers, customers, words"),
+    ("world.json", {"words": "huge"}, "'words': got 'huge', expected 'large' in a town of size 3"),
+    ("prompts.jsonl", {"words": None}, "prompts.jsonl:1: field 'truth': got .* needs .*words"),
+    ("prompts.jsonl", {"words": "huge"}, "truth.words': got 'huge', expected 'large', as in world"),
+])
+def test_the_mark_of_a_large_town_is_checked(tmp_path, file, change, message):
+    write_town(build_town(replace(SMOKE, size=3)), tmp_path / "town")
+    path = tmp_path / "town" / file
+    lines = path.read_text().splitlines() if file == "prompts.jsonl" else [path.read_text()]
+    row = json.loads(lines[0])
+    part = row.get("truth", row)
+    part.update(change)
+    for key in [k for k, v in part.items() if v is None]:
+        del part[key]
+    path.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    with pytest.raises(DataError, match=message):
+        validate_town(tmp_path / "town")
 
 
 def test_validator_checks_the_other_files(folder):
