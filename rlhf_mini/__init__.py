@@ -1,3 +1,3 @@
 """rlhf-mini: the InstructGPT recipe (SFT, reward model, PPO, evaluation), small enough to read."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

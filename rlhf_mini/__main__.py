@@ -18,6 +18,8 @@ STAGES_OF = {"town": ["town"], "pretrain": ["base"], "sft": ["sft"], "rank": ["r
              "reward": ["reward"], "ppo": ["ppo", "ppo_ptx"], "evaluate": ["evaluation"],
              "run": ["evaluation"]}
 
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
+
 EXAMPLES = """examples:
   rlhf-mini run --preset smoke --out runs/smoke         the whole chain in seconds
   rlhf-mini run --out runs/cpu                          the whole chain in minutes
@@ -124,11 +126,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not re.search(
-                "out of memory|can't allocate memory", str(error)):
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+            why = f"out of memory: {error or 'the system has no more'}"
+        elif re.search("closed by peer|reset by peer", str(error)):
+            why = ("another of the processes died, its own message says why; finished stages and "
+                   "the last checkpoint are kept, go on with --resume")
+        else:
             raise
-        print("error: out of memory; take smaller batches (--set STAGE.batch_size=N, for PPO "
-              f"ppo.minibatches=N) or a smaller model. {error}", file=sys.stderr)
+        print(f"error: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         _say_stopped(args, arguments)
@@ -155,23 +160,50 @@ def _run(args: argparse.Namespace, command: str) -> int:
         return _town_files(args, config)
     _quiet()
     from rlhf_mini.pipeline import plan_stages, report_run, run_stages
+    from rlhf_mini.processes import is_first, join_processes
     from rlhf_mini.runtime import resolve_device
     from rlhf_mini.workspace import Run, in_round
 
     sources = {name: getattr(args, name) for name in ("model", "demonstrations", "rankings",
                                                       "prompts") if getattr(args, name)}
-    run = Run(args.out or Path("runs") / args.preset, config, args.seed,
-              resolve_device(args.device), args.rounds, sources)
+    device = resolve_device(args.device)
+    join_processes(device)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  one process speaks
+    run = Run(args.out or Path("runs") / args.preset, config, args.seed, device, args.rounds,
+              sources)
     names = [stage.name for stage in plan_stages(run)]
     last = {in_round(name, args.rounds) for name in ("rankings", "reward", "ppo")}
     targets = [in_round(name, args.rounds) if in_round(name, args.rounds) in last else name
                for name in STAGES_OF[args.command]]
     targets = [name for name in targets if name in names]
     force = (names if args.command == "run" else targets) if args.force else []
-    run_stages(run, targets, command, args.resume, tuple(force))
-    if "evaluation" in targets:
+    try:
+        run_stages(run, targets, command, args.resume, tuple(force))
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+            stage = run.label.rpartition(" ")[2]
+            raise MemoryError(f"stage {stage}; {_less_memory(stage, config)}. {error}") from error
+        raise
+    if "evaluation" in targets and is_first():
         report_run(run.directory)
     return 0
+
+
+def _less_memory(stage: str, config) -> str:
+    """Say which settings halve the largest tensors of a stage."""
+    kind = stage.partition("_")[0]
+    if kind == "ppo":
+        ppo = config.ppo
+        return ("halve what is in memory at a time with --set "
+                f"ppo.minibatches={2 * ppo.minibatches} (is {ppo.minibatches}), and if that is not "
+                f"enough with --set ppo.episodes={max(ppo.episodes // 2, 1)} (is {ppo.episodes})")
+    section = {"base": "pretrain", "rankings": "ranking"}.get(kind, kind)
+    size = getattr(getattr(config, section, None), "batch_size", None)
+    if size is None:
+        return "take a smaller model"
+    return (f"halve what is in memory at a time with --set {section}.batch_size="
+            f"{max(size // 2, 1)} (is {size}), or take a smaller model")
 
 
 def _town_files(args: argparse.Namespace, config) -> int:
@@ -206,7 +238,7 @@ def _chat(args: argparse.Namespace) -> int:
     if args.max_response_tokens < 1:
         raise ValueError(f"--max-response-tokens {args.max_response_tokens}: expected at least 1")
     _quiet()
-    from rlhf_mini.models import load_policy
+    from rlhf_mini.loading import load_policy
     from rlhf_mini.runtime import make_generator, resolve_device
 
     device = resolve_device(args.device)

@@ -1,4 +1,4 @@
-"""One frozen dataclass per stage, three presets, and the `--set field=value` override.
+"""One frozen dataclass per stage, and the `--set field=value` override.
 
 Every field carries its symbol, unit and source in one comment. Sources: "paper" is InstructGPT
 (Ouyang et al. 2022, arXiv 2203.02155), "N+" is Huang et al. 2024 (arXiv 2403.17031), "own" means
@@ -11,6 +11,8 @@ import ast
 import dataclasses
 import math
 from dataclasses import dataclass, field
+
+from rlhf_mini.presets import PRESETS
 
 
 def _check(config: object, name: str, ok: bool, wanted: str) -> None:
@@ -41,6 +43,7 @@ class TownConfig:
     """The synthetic world and the sizes of its files."""
 
     seed: int = 0  # seed of the world itself; own
+    size: int = 1  # factor of all numbers below but the shares; from 2 on also more words; own
     residents: int = 24  # people with facts; own
     documents: int = 30_000  # pretraining documents; own
     labeler_prompts: int = 1_200  # prompts written by labelers (train); own
@@ -58,6 +61,7 @@ class TownConfig:
         _fraction(self, "demonstration_errors", "demonstration_padding")
         _positive(self, *[f.name for f in dataclasses.fields(self) if f.type == "int"
                           and f.name != "seed"])
+        _check(self, "size", self.size <= 52, "at most 52, there are no more names")
 
 
 @dataclass(frozen=True)
@@ -214,8 +218,19 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class ComputeConfig:
+    """How the arithmetic of all stages is carried out."""
+
+    dtype: str = "float32"  # of matrix products, or "bfloat16"; weights stay float32; own
+    compile: bool = False  # fuse the layers' operations with torch.compile; own
+
+    def __post_init__(self) -> None:
+        _check(self, "dtype", self.dtype in ("float32", "bfloat16"), "'float32' or 'bfloat16'")
+
+
+@dataclass(frozen=True)
 class RunConfig:
-    """Everything a run needs; one field per stage."""
+    """Everything a run needs; one field per stage, and how to compute."""
 
     town: TownConfig = field(default_factory=TownConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -224,35 +239,10 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
 STAGES = tuple(f.name for f in dataclasses.fields(RunConfig))
-
-PRESETS: dict[str, dict[str, dict[str, object]]] = {
-    "smoke": {  # seconds; for tests
-        "town": dict(residents=12, documents=400, labeler_prompts=60, customer_prompts=120,
-                     valid_prompts=40, test_prompts=40, demonstrations=40, valid_demonstrations=20),
-        "pretrain": dict(vocab_size=512, layers=2, hidden=32, heads=2, steps=20, copy_steps=5,
-                         batch_size=8, checkpoint_every=5),
-        "sft": dict(epochs=2, min_eos_rate=0.0, checkpoint_every=2),
-        "ranking": dict(prompts=24, valid_prompts=12, test_prompts=12, batch_size=64,
-                        max_response_tokens=12),
-        "reward": dict(epochs=1, batch_size=8, checkpoint_every=2),
-        "ppo": dict(iterations=4, episodes=8, epochs=1, max_response_tokens=12, ptx_rows=2,
-                    ptx_coef=1.0,
-                    checkpoint_every=1),
-        "evaluation": dict(samples=1, bootstrap=200, max_response_tokens=12),
-    },
-    "cpu": {"ppo": dict(ptx_coef=1.0)},  # minutes; the defaults above
-    "gpu": {  # GPT-2 124M; sizes and rates after the papers, kl_coef as for the town on a CPU
-        "pretrain": dict(vocab_size=50_257, layers=12, hidden=768, heads=12, context=1024,
-                         init_std=0.02, row_tokens=256),
-        "sft": dict(lr=1e-5),
-        "reward": dict(lr=9e-6, epochs=1, batch_size=64),
-        "ppo": dict(lr=1e-6, value_lr=9e-6, episodes=512, minibatches=8, epochs=1,
-                    warmup_iterations=10, ema_decay=0.992, ptx_coef=1.0),
-    },
-}
 
 
 def load_preset(name: str) -> RunConfig:

@@ -223,7 +223,11 @@ def decode_response(tokenizer, ids: Iterable[int]) -> str:
 
 
 def _move(batch, device):
-    return type(batch)(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
+    def move(x: torch.Tensor) -> torch.Tensor:
+        if torch.device(device).type != "cuda":
+            return x.to(device)
+        return x.pin_memory().to(device, non_blocking=True)  # copied while the GPU works
+    return type(batch)(**{f.name: move(getattr(batch, f.name)) for f in fields(batch)})
 
 
 @dataclass

@@ -15,7 +15,7 @@ from rlhf_mini.config import EvaluationConfig, RewardConfig
 from rlhf_mini.data import Document, Prompt, Ranking, ZeroShotItem, collate, encode_prompt
 from rlhf_mini.generation import Response, sample_responses
 from rlhf_mini.kl import compute_exact_kl
-from rlhf_mini.models import RewardModel, compute_response_logits
+from rlhf_mini.models import LOGITS_TOGETHER, RewardModel, compute_response_logits
 from rlhf_mini.reward import compare_pairs, compute_calibration, encode_rankings, score_rankings
 from rlhf_mini.runtime import make_generator
 from rlhf_mini.tensors import gather_logprobs, masked_mean, unmask
@@ -220,6 +220,7 @@ def _score_tokens(
              for p, r in zip(prompts, sampled, strict=True)]
     kl, scores = torch.zeros(len(pairs)), torch.zeros(len(pairs))
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    batch_size = _rows_at_once(policy, pairs, batch_size)
     for start in range(0, len(order), batch_size):
         rows = order[start:start + batch_size]
         batch = collate([pairs[i] for i in rows], tokenizer.pad_token_id).to(policy.device)
@@ -286,10 +287,17 @@ def evaluate_zero_shot(
     return results
 
 
+def _rows_at_once(policy, pairs, batch_size: int) -> int:
+    """Return how many rows have at most `LOGITS_TOGETHER` logits together, or `batch_size`."""
+    longest = max((len(response) for _, response in pairs), default=1)
+    return max(1, min(batch_size, LOGITS_TOGETHER // (longest * policy.config.vocab_size)))
+
+
 def _score_continuations(policy, pairs, pad_id: int, batch_size: int) -> list[tuple[float, bool]]:
     """Return of each pair the mean log p per token, and whether every token is the argmax."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     scores = [(0.0, False)] * len(pairs)
+    batch_size = _rows_at_once(policy, pairs, batch_size)
     for first in range(0, len(order), batch_size):
         rows = order[first:first + batch_size]
         batch = collate([pairs[i] for i in rows], pad_id).to(policy.device)

@@ -10,17 +10,21 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.data import decode_response, encode_prompt, left_pad
+from rlhf_mini.decoding import check_logits, check_sampling, decode
 from rlhf_mini.models import compute_position_ids
-from rlhf_mini.runtime import NonFiniteLoss
+from rlhf_mini.processes import gather, process_count, process_index
+from rlhf_mini.tensors import gather_logprobs, pick_tokens
 
 
 @torch.no_grad()
 def generate(
     policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, *, max_response_tokens: int,
-    eos_id: int, pad_id: int, temperature: float = 1.0, generator: torch.Generator | None = None,
+    eos_id: int, pad_id: int, temperature: float = 1.0, noise: Tensor | None = None,
     copies: list[int] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sample responses from the policy's full distribution (no top-k, no top-p).
+
+    The plain loop, to be read. What samples in a run is `decoding.decode`, the same but faster.
 
     Args:
         policy: causal language model in eval mode.
@@ -30,18 +34,20 @@ def generate(
         eos_id: the token that ends a response.
         pad_id: what stands after the end.
         temperature: divides the logits; 0 takes the likeliest token (greedy).
-        generator: source of randomness, on the policy's device.
+        noise: (B', max_response_tokens) uniform from [0, 1), what the tokens are picked with; None
+            if the temperature is 0.
         copies: B numbers of responses, one per prompt if None; a prompt is read only once.
 
     Returns:
-        response_ids (B', T) and response_mask (B', T) with B' = sum of `copies`, T <=
-        max_response_tokens. EOS is a real token (mask True); a response without EOS was cut off.
+        response_ids (B', T), response_mask (B', T) and their logprobs (B', T) in nats, with B' =
+        sum of `copies`, T <= max_response_tokens. EOS is a real token (mask True); a response
+        without EOS was cut off.
 
     Raises:
-        ValueError: if prompt and response do not fit into the policy's context; NonFiniteLoss if
-            the policy's weights are not finite.
+        ValueError: if prompt and response do not fit into the policy's context, or the noise is
+            missing; NonFiniteLoss if the policy's weights are not finite.
     """
-    _check_context(policy, prompt_ids.shape[1], max_response_tokens)
+    check_sampling(policy, prompt_ids.shape[1], max_response_tokens, temperature, noise)
     mask, position_ids = prompt_mask, compute_position_ids(prompt_mask)
     token_ids, cache = prompt_ids, None
     copies = torch.tensor(copies or [1] * len(prompt_ids), device=prompt_ids.device)
@@ -49,19 +55,19 @@ def generate(
     rows = torch.arange(len(prompt_of), device=copies.device)  # whose turn it still is
     response_ids = prompt_ids.new_full((len(rows), max_response_tokens), pad_id)
     response_mask = torch.zeros_like(response_ids, dtype=torch.bool)
+    logprobs = torch.zeros(response_ids.shape, device=rows.device)
     for t in range(max_response_tokens):
         output = policy.transformer(token_ids, attention_mask=mask, position_ids=position_ids,
                                     past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         logits = policy.lm_head(output.last_hidden_state[:, -1]).float()
-        if t == 0 and not logits.isfinite().all():
-            raise NonFiniteLoss("the policy's logits are not finite: training spoiled its weights, "
-                                "or they were bad before. Try a lower learning rate")
         if t == 0:  # from here on every response has a row of its own
+            check_logits(logits)
             logits, mask, position_ids = (x[prompt_of] for x in (logits, mask, position_ids))
             cache.batch_select_indices(prompt_of)
-        token = _pick(logits, temperature, generator)
+        token = pick_tokens(logits, temperature, None if noise is None else noise[rows, t])
         response_ids[rows, t], response_mask[rows, t] = token, True
+        logprobs[rows, t] = gather_logprobs(logits / (temperature or 1), token)
         going = (token != eos_id).nonzero()[:, 0]
         if len(going) == 0:
             break
@@ -70,25 +76,7 @@ def generate(
             cache.batch_select_indices(going)
         token_ids, position_ids = token[:, None], position_ids[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    return response_ids[:, :t + 1], response_mask[:, :t + 1]
-
-
-def _pick(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0:
-        return logits.argmax(-1)
-    # inverse of the distribution function; on a CPU much faster than torch.multinomial
-    below = (logits / temperature).softmax(-1).cumsum(-1)
-    u = torch.rand(len(below), 1, generator=generator, device=below.device) * below[:, -1:]
-    return torch.searchsorted(below, u, right=True)[:, 0].clamp(max=below.shape[1] - 1)
-
-
-def _check_context(policy: PreTrainedModel, prompt_tokens: int, response_tokens: int) -> None:
-    context = policy.config.n_positions
-    if prompt_tokens + response_tokens > context:
-        raise ValueError(
-            f"a prompt of {prompt_tokens} tokens and a response of up to {response_tokens} do not "
-            f"fit into the model's context of {context} tokens; shorten the prompt or lower "
-            "max_response_tokens")
+    return response_ids[:, :t + 1], response_mask[:, :t + 1], logprobs[:, :t + 1]
 
 
 @dataclass(frozen=True)
@@ -115,7 +103,7 @@ def sample_responses(
         batch_size: prompts at a time.
         temperature: divides the logits; 0 is greedy.
         generator: source of randomness.
-        on_batch: called with the number of responses after each batch (progress).
+        on_batch: called with the number of responses at each batch (progress).
 
     Returns:
         One `Response` per prompt, in the order of `prompts`.
@@ -125,20 +113,25 @@ def sample_responses(
     """
     encoded = {prompt: encode_prompt(tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
     order = sorted(range(len(prompts)), key=lambda i: (len(encoded[prompts[i]]), prompts[i]))
-    responses: list[Response | None] = [None] * len(prompts)
-    for start in range(0, len(order), batch_size):
+    responses: dict[int, Response] = {}  # by number of the prompt
+    for turn, start in enumerate(range(0, len(order), batch_size)):
         rows = order[start:start + batch_size]
+        noise = torch.rand(len(rows), max_response_tokens, generator=generator,
+                           device=policy.device) if temperature > 0 else None
+        if on_batch:
+            on_batch(len(rows))
+        if turn % process_count() != process_index():
+            continue  # another process takes this batch
         copies = Counter(prompts[i] for i in rows)  # equal prompts stand side by side
         prompt_ids, prompt_mask = left_pad([encoded[p] for p in copies], tokenizer.pad_token_id)
-        ids, mask = generate(
+        ids, mask, _ = decode(
             policy, prompt_ids.to(policy.device), prompt_mask.to(policy.device),
             max_response_tokens=max_response_tokens, eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id, temperature=temperature, generator=generator,
+            pad_id=tokenizer.pad_token_id, temperature=temperature, noise=noise,
             copies=list(copies.values()))
         for i, row, length in zip(rows, ids.tolist(), mask.sum(1).tolist(), strict=True):
             tokens = tuple(row[:length])
             responses[i] = Response(decode_response(tokenizer, tokens), tokens,
                                     tokens[-1] == tokenizer.eos_token_id)
-        if on_batch:
-            on_batch(len(rows))
-    return responses
+    every = {i: response for part in gather(responses) for i, response in part.items()}
+    return [every[i] for i in range(len(prompts))]

@@ -15,23 +15,19 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForTokenClassification, PreTrainedModel
 
+from rlhf_mini.compute import compilable
 from rlhf_mini.data import PackedRankings, TokenBatch
-from rlhf_mini.files import could_be_hub_name
+from rlhf_mini.loading import read_weights
 from rlhf_mini.tensors import compute_entropy, gather_logprobs, last_index, unmask
 
-EOS_TOKEN, PAD_TOKEN = "<|endoftext|>", "<|pad|>"
-ROWS_TOGETHER = 32  # rows per forward pass: fewer waste less on padding, more fill the processor
+# Rows per forward pass: fewer waste less on padding, more fill the processor.
+ROWS_TOGETHER = {"cpu": 32, "cuda": 256}
+LOGITS_TOGETHER = 2**25  # logits in memory at a time, 128 MiB in float32
 
 
 def compute_position_ids(attention_mask: Tensor) -> Tensor:
@@ -45,130 +41,6 @@ def compute_position_ids(attention_mask: Tensor) -> Tensor:
     """
     # Padding behind the last token repeats its position: one more could lie outside the context.
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and make sure that PAD and EOS are two different tokens.
-
-    A tokenizer without PAD (GPT-2's own) gets one; `load_policy` then adds its embedding.
-
-    Args:
-        path: a folder or a hub name.
-
-    Raises:
-        ValueError: if it cannot be read, has no EOS, or uses EOS as PAD.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds
-        raise ValueError(f"{path}: no tokenizer could be read there ({error})") from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ValueError(f"{path}: the tokenizer has no tokens of text; its files, such as "
-                         "tokenizer.json, are missing there")
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"{path}: the tokenizer has no EOS token; set eos_token, for GPT-2 "
-                         f"{EOS_TOKEN!r}, so that responses can end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    check_pad_token(tokenizer, path)
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
-def check_pad_token(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
-    """Raise ValueError for a tokenizer whose PAD is its EOS."""
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise ValueError(
-            f"{path}: pad_token and eos_token are both {tokenizer.eos_token!r} "
-            f"(id {tokenizer.eos_token_id}). EOS would be masked like padding and the policy would "
-            f"never learn to stop. Remove pad_token from the tokenizer's configuration (a "
-            f"{PAD_TOKEN!r} is then added) or set it to a token of its own.")
-
-
-def load_policy(
-    path: str | Path, device: torch.device | str = "cpu"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a GPT-2 style language model and its tokenizer, dropout off.
-
-    Args:
-        path: a folder or a hub name; weights are read from safetensors only, no code is run.
-        device: where the model goes.
-
-    Returns:
-        The model in eval mode, float32, and the tokenizer.
-
-    Raises:
-        ValueError: for another architecture, damaged weights, or a tokenizer that does not fit.
-    """
-    kinds = _check_architecture(path).architectures or []
-    if any(kind.endswith("Classification") for kind in kinds):
-        raise ValueError(f"{path}: holds a {kinds[0]}, a reward or value model; give a language "
-                         "model")
-    tokenizer = load_tokenizer(path)
-    policy = _from_pretrained(AutoModelForCausalLM, path)
-    match_embeddings(policy, tokenizer, path)
-    policy.config.pad_token_id = policy.generation_config.pad_token_id = tokenizer.pad_token_id
-    policy.config.eos_token_id = policy.generation_config.eos_token_id = tokenizer.eos_token_id
-    return policy.to(device).eval(), tokenizer
-
-
-def match_embeddings(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path
-) -> None:
-    """Add the embedding of a new PAD token; raise ValueError for another model's tokenizer."""
-    vocabulary, tokens = model.config.vocab_size, len(tokenizer)
-    if tokens == vocabulary + 1 and tokenizer.pad_token_id == vocabulary:
-        model.resize_token_embeddings(tokens, mean_resizing=False)
-    elif not 0 <= vocabulary - tokens < 256:  # some models round their vocabulary up
-        raise ValueError(f"{path}: the tokenizer has {tokens} tokens and the model's embedding "
-                         f"{vocabulary} rows: they were not made for each other")
-
-
-def _check_architecture(path: str | Path) -> PretrainedConfig:
-    here = Path(path)
-    if not ((here / "config.json").is_file() if here.exists() else could_be_hub_name(str(path))):
-        raise ValueError(f"{path}: no model could be read there; give a folder with config.json, "
-                         "model.safetensors and the tokenizer, or a model's name on the hub")
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds
-        place = "there" if here.exists() else "on the hub, and there is no such folder"
-        raise ValueError(f"{path}: no model could be read {place} ({error})") from error
-    if config.model_type != "gpt2":
-        raise ValueError(f"{path}: the model is of type {config.model_type!r}; rlhf-mini trains "
-                         "GPT-2 style models (model_type 'gpt2')")
-    return config
-
-
-def _from_pretrained(auto_class, path: str | Path, **kwargs) -> PreTrainedModel:
-    try:
-        model, info = auto_class.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)  # named below
-    except Exception as error:  # transformers and safetensors raise many kinds
-        why = ("no format but model.safetensors is" if isinstance(error, OSError) else
-               "the file is damaged or half written, make or copy it again")
-        raise ValueError(f"{path}: the weights could not be read; {why} ({error})") from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        bad = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
-        raise ValueError(f"{path}: the checkpoint lacks {len(bad)} of the model's tensors or has "
-                         f"them in another shape than config.json says, first {bad[0]}")
-    return model
-
-
-def save_model(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: str | Path
-) -> None:
-    """Write a transformers directory: safetensors, config and tokenizer.
-
-    Args:
-        model: a policy, `RewardModel` or `ValueModel`.
-        tokenizer: its tokenizer.
-        path: the folder; it is created.
-    """
-    inner = model.model if isinstance(model, RewardModel | ValueModel) else model
-    inner.save_pretrained(path)
-    tokenizer.save_pretrained(path)
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -190,22 +62,87 @@ def set_residual_dropout(policy: PreTrainedModel, p: float) -> None:
         block.attn.resid_dropout.p = block.mlp.dropout.p = p
 
 
-def _hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def project(block: nn.Module, x: Tensor) -> Tensor:
+    """Return a block's queries, keys and values, (B, heads, L, D / heads) each, for x (B, L, D)."""
+    heads = block.attn.c_attn(block.ln_1(x))
+    return heads.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def finish(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Add attention's output y (B, heads, L, D / heads), then the MLP's, to a block's input x."""
+    x = x + block.attn.resid_dropout(block.attn.c_proj(y.transpose(1, 2).flatten(2)))
+    return x + block.mlp(block.ln_2(x))
+
+
+@compilable
+def run_layers(
+    model: PreTrainedModel, token_ids: Tensor, position_ids: Tensor,
+    visible: Tensor | None = None, read: Tensor | None = None,
+) -> Tensor:
+    """Send tokens through GPT-2's layers, as transformers does, but read only what is needed.
+
+    The last block need not finish the states that nobody reads, such as those of the prompt.
+
+    Args:
+        model: with a GPT-2 `transformer`; only its residual dropout is used, in train mode.
+        token_ids: (B, L) int.
+        position_ids: (B, L) or (1, L) int.
+        visible: (B, L, L) bool, True where the first token (row) sees the second; None: each sees
+            itself and all before it.
+        read: (B, R) int, the columns whose states are wanted; None: all.
+
+    Returns:
+        (B, R or L, D) last hidden states.
+    """
+    backbone = model.transformer
+    x = backbone.wte(token_ids) + backbone.wpe(position_ids)
+    if read is not None and visible is None:
+        seen = read[:, :, None] >= torch.arange(x.shape[1], device=x.device)
+    elif read is not None:
+        seen = visible.gather(1, read[:, :, None].expand(-1, -1, x.shape[1]))
+    for block in backbone.h:
+        query, key, value = project(block, x)
+        mask = visible
+        if read is not None and block is backbone.h[-1]:
+            rows = torch.arange(len(x), device=x.device)[:, None]
+            query, x, mask = query.transpose(1, 2)[rows, read].transpose(1, 2), x[rows, read], seen
+        y = F.scaled_dot_product_attention(
+            query, key, value, None if mask is None else mask[:, None], is_causal=mask is None,
+            scale=block.attn.scaling)
+        x = finish(block, x, y)
+    return backbone.ln_f(x)
+
+
+def _states_at(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor
+) -> Tensor:
     """Run the backbone on real tokens: rows of similar length together, padding cut off.
 
-    Causal attention never looks right, so no mask is needed and the result is that of the padded
-    rows. Returns (B, L, D); what stands at padding is not meaningful.
+    Attention never looks right, so no mask is needed and the result is that of the padded rows.
+
+    Args:
+        model: with a GPT-2 `transformer`.
+        input_ids: (B, L).
+        attention_mask: (B, L) bool.
+        wanted: (B, L) bool, the tokens whose states are wanted; in each row they stand together.
+
+    Returns:
+        (N, D) states at the N wanted tokens, row by row.
     """
-    lengths = attention_mask.sum(1)
+    lengths, counts = attention_mask.sum(1), wanted.sum(1)
     by_length = lengths.argsort()
     real_first = (~attention_mask).long().argsort(dim=1, stable=True)
-    place = compute_position_ids(attention_mask)  # of each token among the real ones
+    begins = wanted.gather(1, real_first).long().argmax(1)
     parts = []
-    for rows in by_length.split(ROWS_TOGETHER):
-        ids = input_ids[rows].gather(1, real_first[rows, :lengths[rows[-1]]])
-        hidden = model.transformer(ids, use_cache=False).last_hidden_state
-        parts.append(hidden.gather(1, place[rows, :, None].expand(-1, -1, hidden.shape[-1])))
-    return torch.cat(parts)[by_length.argsort()]
+    for rows in by_length.split(ROWS_TOGETHER[input_ids.device.type]):
+        columns = torch.arange(int(lengths[rows[-1]]), device=input_ids.device)
+        offsets = columns[:int(counts[rows].max())]
+        ids = input_ids[rows].gather(1, real_first[rows, :len(columns)])
+        read = (begins[rows, None] + offsets).clamp(max=len(columns) - 1)
+        states = run_layers(model, ids, columns[None], read=read)
+        parts.append(states[offsets < counts[rows, None]])
+    row_of = by_length.repeat_interleave(counts[by_length])
+    return torch.cat(parts)[row_of.argsort(stable=True)]
 
 
 def compute_response_logits(
@@ -221,28 +158,68 @@ def compute_response_logits(
     Returns:
         (N, V) float32; row n predicts `batch.response_ids[batch.response_mask][n]`.
     """
-    hidden = _hidden_states(policy, batch.input_ids, batch.attention_mask)
+    return policy.lm_head(_predicting_states(policy, batch)).float() / temperature
+
+
+def _predicting_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    wanted = torch.zeros_like(batch.attention_mask)
     first = batch.prompt_ids.shape[1] - 1  # the last prompt token predicts the first response token
-    return policy.lm_head(hidden[:, first:-1][batch.response_mask]).float() / temperature
+    wanted[:, first:-1] = batch.response_mask
+    return _states_at(model, batch.input_ids, batch.attention_mask, wanted)
 
 
 def compute_response_logprobs(
-    policy: PreTrainedModel, batch: TokenBatch, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
+    policy: PreTrainedModel, batch: TokenBatch, temperature: float = 1.0, entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Return log-probability and entropy at each response token.
 
     Args:
         policy: causal language model.
         batch: prompts and responses.
         temperature: divides the logits.
+        entropy: False saves the time for it.
 
     Returns:
-        logprobs (B, T) and entropies (B, T), in nats, 0 off `batch.response_mask`; the entropies
-        carry no gradient.
+        logprobs (B, T) and entropies (B, T) or None, in nats, 0 off `batch.response_mask`; the
+        entropies carry no gradient.
     """
-    logits, mask = compute_response_logits(policy, batch, temperature), batch.response_mask
-    return (unmask(gather_logprobs(logits, batch.response_ids[mask]), mask),
-            unmask(compute_entropy(logits.detach()), mask))
+    mask = batch.response_mask
+    logprobs, entropies = compute_token_logprobs(
+        policy, _predicting_states(policy, batch), batch.response_ids[mask], temperature, entropy)
+    return unmask(logprobs, mask), unmask(entropies, mask) if entropy else None
+
+
+def compute_token_logprobs(
+    policy: PreTrainedModel, hidden: Tensor, token_ids: Tensor, temperature: float = 1.0,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Return log-probability and entropy of tokens, given the hidden states that predict them.
+
+    The (N, V) logits are made `LOGITS_TOGETHER` at a time, and made again in the backward pass: for
+    GPT-2's vocabulary all of them would be the largest tensor of the training.
+
+    Args:
+        policy: causal language model.
+        hidden: (N, D) last hidden states.
+        token_ids: (N,) int, the tokens that follow them.
+        temperature: divides the logits.
+        entropy: whether to compute it.
+
+    Returns:
+        logprobs (N,) and entropies (N,), without gradient, or None.
+    """
+    def predict(hidden: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = policy.lm_head(hidden).float() / temperature
+        return (gather_logprobs(logits, token_ids),
+                compute_entropy(logits.detach()) if entropy else None)
+
+    rows = max(1, LOGITS_TOGETHER // policy.config.vocab_size)
+    if len(hidden) <= rows:
+        return predict(hidden, token_ids)
+    parts = [checkpoint(predict, *part, use_reentrant=False, preserve_rng_state=False)
+             for part in zip(hidden.split(rows), token_ids.split(rows), strict=True)]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies) if entropy else None
 
 
 class _ScalarModel(nn.Module):
@@ -263,13 +240,13 @@ class _ScalarModel(nn.Module):
         Raises:
             ValueError: for another architecture or damaged weights.
         """
-        _check_architecture(path)
-        model = _from_pretrained(AutoModelForTokenClassification, path, num_labels=1)
+        model = read_weights(AutoModelForTokenClassification, path, num_labels=1)
         return cls(model.to(device).eval())
 
     def read(self, hidden: Tensor) -> Tensor:
-        """Apply the head: (..., D) -> (...)."""
-        return self.model.classifier(hidden)[..., 0].float()
+        """Apply the head: (..., D) -> (...), in float32: a score may not be rounded."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.model.classifier(hidden.float())[..., 0]
 
 
 class RewardModel(_ScalarModel):
@@ -302,8 +279,9 @@ class RewardModel(_ScalarModel):
         Returns:
             (B,) scores; the unit is log-odds of being preferred.
         """
-        scores = self.read(_hidden_states(self.model, input_ids, attention_mask))
-        return scores.gather(1, last_index(attention_mask)[:, None])[:, 0]
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = columns == last_index(attention_mask)[:, None]
+        return self.read(_states_at(self.model, input_ids, attention_mask, last))
 
     def packed_scores(self, rankings: PackedRankings) -> Tensor:
         """Score all responses to a prompt in one row that holds the prompt only once.
@@ -322,10 +300,8 @@ class RewardModel(_ScalarModel):
         causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
         key, query = segments[:, None, :], segments[:, :, None]
         visible = causal & ((key == 0) | (key == query))  # padding sees only padding
-        hidden = self.model.transformer(
-            rankings.input_ids, attention_mask=visible[:, None],
-            position_ids=rankings.position_ids, use_cache=False).last_hidden_state
-        return self.read(hidden).gather(1, rankings.end_index)
+        return self.read(run_layers(self.model, rankings.input_ids, rankings.position_ids, visible,
+                                    rankings.end_index))
 
 
 class ValueModel(_ScalarModel):
@@ -343,8 +319,6 @@ class ValueModel(_ScalarModel):
             batch: prompts and responses.
 
         Returns:
-            (B, T) values, in units of the score; not meaningful off `batch.response_mask`.
+            (B, T) values, in units of the score; 0 off `batch.response_mask`.
         """
-        hidden = _hidden_states(self.model, batch.input_ids, batch.attention_mask)
-        first = batch.prompt_ids.shape[1] - 1
-        return self.read(hidden[:, first:-1])
+        return unmask(self.read(_predicting_states(self.model, batch)), batch.response_mask)

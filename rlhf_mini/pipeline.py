@@ -7,6 +7,7 @@ stage is there until its replacement is. `stage.json` holds the settings that th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import shutil
@@ -20,6 +21,8 @@ from pathlib import Path
 import torch
 
 import rlhf_mini
+from rlhf_mini import processes
+from rlhf_mini.compute import computing
 from rlhf_mini.config import RunConfig
 from rlhf_mini.report import write_report
 from rlhf_mini.runtime import (
@@ -71,7 +74,7 @@ def plan_stages(run: Run) -> list[Stage]:
     """
     def parts(*names: str, without: tuple[str, ...] = ()) -> dict[str, object]:
         return {"seed": run.seed} | {
-            f"{name}.{key}": value for name in names
+            f"{name}.{key}": value for name in (*names, "compute")
             for key, value in dataclasses.asdict(getattr(run.config, name)).items()
             if key not in ("checkpoint_every", *without)}
 
@@ -80,7 +83,7 @@ def plan_stages(run: Run) -> list[Stage]:
         path = Path(given).expanduser() if given else None
         return {name: fingerprint(path) if path and path.exists() else given} if given else {}
 
-    town = {k: v for k, v in parts("town").items() if k != "seed"}
+    town = {k: v for k, v in parts("town").items() if k.startswith("town.")}
     base = source("model") or parts("pretrain")
     stages = [Stage("town", (), town, run_town), Stage("base", ("town",), base, run_base),
               Stage("sft", ("base",), parts("sft") | source("demonstrations"), run_sft)]
@@ -151,25 +154,25 @@ def run_stages(
         run.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(run.directory, error) from error
-    with lock_directory(run.directory):
+    with lock_directory(run.directory) if processes.is_first() else contextlib.nullcontext():
         _run_stages(run, targets, command, resume, force)
 
 
-def _run_stages(run: Run, targets: list[str], command: str, resume: bool, force: tuple[str, ...],
-                ) -> None:
+def _run_stages(run: Run, targets: list[str], command: str, resume: bool, force) -> None:
     stages = plan_stages(run)
     plan = select_stages(stages, targets)
     settings = {stage.name: settings_of(stage, stages) for stage in plan}
-    if resume:
-        _refuse_other_settings(run, settings)
     marks = {name: fingerprint(name, values) for name, values in settings.items()}
-    done = {name for name, mark in marks.items() if name not in force
-            and (finished_stage(run.directory / name) or {}).get("fingerprint") == mark}
-    for name in marks:
-        if name in done:
-            check_sizes(run.directory / name)
-        else:
-            check_replaceable(run.directory / name, "stage.json")
+    with processes.first_before_others():  # it may have to move an interrupted folder back
+        if resume:
+            _refuse_other_settings(run, settings)
+        done = {name for name, mark in marks.items() if name not in force
+                and (finished_stage(run.directory / name) or {}).get("fingerprint") == mark}
+        for name in marks:
+            if name in done:
+                check_sizes(run.directory / name)
+            else:
+                check_replaceable(run.directory / name, "stage.json")
     for kind in ("demonstrations", "rankings", "prompts"):  # bad data now, not after an hour
         if any(kind in stage.settings for stage in plan if stage.name not in done):
             run.user_records(kind)
@@ -233,27 +236,35 @@ def _refuse_other_settings(run: Run, settings: dict[str, dict]) -> None:
 def _run_stage(run: Run, stage: Stage, state: dict, command: str, resume: bool) -> None:
     work, began = run.directory / f".{stage.name}.work", time.monotonic()
     resumed = resume and (work / "stage.json").exists()
-    if resumed:
-        run.say("going on where it stopped")
-    elif work.exists():
-        run.say("was stopped before it was complete; starting again, as --resume was not given")
-        shutil.rmtree(work)
-    write_json(work / "stage.json", state | {"finished": False})
-    with name_full_folder(run.directory):
-        summary = stage.run(run, work)
-    seconds = round(time.monotonic() - began, 2)
+    if processes.is_first():
+        if resumed:
+            run.say("going on where it stopped")
+        elif work.exists():
+            run.say("was stopped before it was complete; starting again, as --resume was not given")
+            shutil.rmtree(work)
+        write_json(work / "stage.json", state | {"finished": False})
+    with name_full_folder(run.directory), processes.own_folder(work) as folder, computing(
+            run.config.compute, run.device):
+        summary = stage.run(run, folder)
+    if processes.is_first():
+        _finish_stage(run, work, state | {
+            "resumed": resumed, "seconds": round(time.monotonic() - began, 2), "summary": summary,
+            "command": command})
+    processes.wait_for_all()
+
+
+def _finish_stage(run: Run, work: Path, state: dict) -> None:
     write_json(work / "stage.json", state | {
-        "finished": True, "resumed": resumed, "seconds": seconds, "summary": summary,
-        "config": dataclasses.asdict(run.config), "seed": run.seed, "rounds": run.rounds,
-        "sources": run.sources, "command": command, "versions": versions(),
-        "threads": torch.get_num_threads(), "device": str(run.device),
-        "peak_memory_mb": peak_memory_mb(), "sizes": {
+        "finished": True, "config": dataclasses.asdict(run.config), "seed": run.seed,
+        "rounds": run.rounds, "sources": run.sources, "versions": versions(),
+        "threads": torch.get_num_threads(), "processes": processes.process_count(),
+        "device": str(run.device), "peak_memory_mb": peak_memory_mb(), "sizes": {
             file.relative_to(work).as_posix(): file.stat().st_size
             for file in sorted(work.rglob("*")) if file.is_file()
             and file.name != "stage.json" and file.parent.name != "checkpoint"}})
     shutil.rmtree(work / "checkpoint", ignore_errors=True)
-    replace_directory(work, run.directory / stage.name)
-    run.say(f"done in {seconds:.1f} s: {summary}")
+    replace_directory(work, run.directory / state["stage"])
+    run.say(f"done in {state['seconds']:.1f} s: {state['summary']}")
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from rlhf_mini.data import Prompt
 from rlhf_mini.kl import KLController
 from rlhf_mini.models import ValueModel, compute_response_logprobs, freeze
 from rlhf_mini.pretrain import lm_loss
+from rlhf_mini.processes import check_shares, combine, share_gradients, take_share
 from rlhf_mini.rollout import (
     PromptSampler,
     Rollout,
@@ -121,12 +122,13 @@ def build_optimizer(
     """Return one Adam with two groups, policy and value model, each with its learning rate."""
     return torch.optim.Adam([{"params": list(policy.parameters()), "lr": config.lr},
                              {"params": list(value_model.parameters()), "lr": config.value_lr}],
-                            eps=config.adam_eps)
+                            eps=config.adam_eps, fused=True)
 
 
 def update_minibatch(
     policy: PreTrainedModel, value_model: ValueModel, optimizer: torch.optim.Optimizer,
     rollout: Rollout, targets: Targets, config: PPOConfig, ptx_rows: Tensor | None, step: int,
+    together: Callable | None = None,
 ) -> dict[str, float]:
     """Take one optimiser step on a minibatch of episodes.
 
@@ -139,6 +141,7 @@ def update_minibatch(
         config: clip ranges and coefficients.
         ptx_rows: (N, L) corpus text, or None without pretraining mix.
         step: iteration, for the message of a non-finite loss.
+        together: from `share_gradients`, if several processes train.
 
     Returns:
         Stats of the losses and gradients before the step.
@@ -146,29 +149,38 @@ def update_minibatch(
     Raises:
         NonFiniteLoss: before anything was changed.
     """
-    mask = rollout.batch.response_mask
-    logprobs, _ = compute_response_logprobs(policy, rollout.batch, config.temperature)
-    loss, stats = policy_loss(logprobs, rollout.old_logprobs, targets.advantages, mask,
-                              config.clip_range)
-    v_loss, v_stats = value_loss(value_model(rollout.batch), rollout.values, targets.returns, mask,
-                                 config.value_clip_range)
-    loss, stats = loss + config.vf_coef * v_loss, stats | v_stats
-    if ptx_rows is not None:
-        p_loss, p_stats = ptx_loss(policy, ptx_rows)
-        loss, stats = loss + config.ptx_coef * p_loss, stats | p_stats
+    def compute_loss() -> tuple[Tensor, dict[str, float]]:
+        mask = rollout.batch.response_mask
+        logprobs, _ = compute_response_logprobs(policy, rollout.batch, config.temperature,
+                                                entropy=False)
+        loss, stats = policy_loss(logprobs, rollout.old_logprobs, targets.advantages, mask,
+                                  config.clip_range)
+        v_loss, v_stats = value_loss(value_model(rollout.batch), rollout.values, targets.returns,
+                                     mask, config.value_clip_range)
+        loss = loss + config.vf_coef * v_loss
+        loss, stats = combine(loss, stats | v_stats | {"loss": loss.item()}, mask.sum())
+        if ptx_rows is not None:
+            p_loss, p_stats = combine(*ptx_loss(policy, ptx_rows), len(ptx_rows))
+            loss = loss + config.ptx_coef * p_loss
+            stats["loss"] += config.ptx_coef * p_stats["ptx_loss"]
+            stats |= p_stats
+        return loss, stats
+
+    together = together or share_gradients(policy, value_model)  # kept until backward is done
+    loss, stats = together(compute_loss)
     check_finite(loss, step, "PPO minibatch")
     optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
     nn.utils.clip_grad_norm_(value_model.parameters(), config.max_grad_norm)
     optimizer.step()
-    return stats | {"loss": loss.item(), "grad_norm": norm.item()}
+    return stats | {"grad_norm": norm.item()}
 
 
 def update(
     policy: PreTrainedModel, value_model: ValueModel, optimizer: torch.optim.Optimizer,
     rollout: Rollout, targets: Targets, config: PPOConfig, generator: torch.Generator,
-    ptx_rows: Tensor | None = None, step: int = 0,
+    ptx_rows: Tensor | None = None, step: int = 0, together: Callable | None = None,
 ) -> dict[str, float]:
     """Go over the rollout `config.epochs` times in random minibatches.
 
@@ -180,6 +192,7 @@ def update(
         generator: of the minibatches, on the CPU.
         ptx_rows: (N, L) corpus text, split over the minibatches; None without pretraining mix.
         step: iteration, for messages.
+        together: from `share_gradients`, if several processes train.
 
     Returns:
         Means of the stats over the minibatches; `first_ratio_error` is max |ratio - 1| of the first
@@ -189,14 +202,17 @@ def update(
     episodes = len(rollout.scores)
     size = episodes // config.minibatches
     steps = config.epochs * config.minibatches
-    chunks = [None] * steps if ptx_rows is None else ptx_rows.tensor_split(steps)
+    together = together or share_gradients(policy, value_model)
+    chunks = [None] * steps if ptx_rows is None else [
+        take_share(rows) for rows in ptx_rows.tensor_split(steps)]
     for epoch in range(config.epochs):
         order = torch.randperm(episodes, generator=generator).to(rollout.scores.device)
         for i in range(config.minibatches):
-            rows = order[i * size:(i + 1) * size]
+            rows = take_share(order[i * size:(i + 1) * size])
             part = Targets(targets.advantages[rows], targets.returns[rows])
             stats = update_minibatch(policy, value_model, optimizer, rollout.rows(rows), part,
-                                     config, chunks[epoch * config.minibatches + i], step)
+                                     config, chunks[epoch * config.minibatches + i], step,
+                                     together)
             history.append(stats)
         if 0 < config.update_kl_stop < history[-1]["approx_kl"]:
             break
@@ -246,8 +262,9 @@ def train_ppo(
     Raises:
         ValueError: if ptx_coef lacks a corpus, a prompt is too long, or a loss is not finite.
     """
-    _check_corpus(config, corpus_rows)
-    ref_policy, average = freeze(policy), freeze(policy)
+    _check(config, corpus_rows)
+    ref_policy = freeze(policy)
+    average = freeze(policy) if config.ema_decay > 0 else policy
     optimizer = build_optimizer(policy, value_model, config)
     record = TrainingRecord(directory, dict(policy=policy, value_model=value_model,
                                             ref_policy=ref_policy, average=average),
@@ -255,7 +272,7 @@ def train_ppo(
     first, kept = record.restore(kl_coef=config.kl_coef, stopped=False)
     controller = KLController(kept["kl_coef"], config.kl_target, config.kl_horizon)
     sampler = PromptSampler(prompts, config.episodes, seed)
-    bar = progress(config.iterations, "ppo", first)
+    bar, together = progress(config.iterations, "ppo", first), share_gradients(policy, value_model)
     for iteration in range(first, config.iterations):
         if kept["stopped"]:
             break
@@ -270,33 +287,35 @@ def train_ppo(
         kept["stopped"] = 0 < config.kl_stop < stats["kl_per_sequence"]
         if not kept["stopped"]:
             stats |= _learn(policy, value_model, optimizer, rollout, targets, config, corpus_rows,
-                            seed, iteration)
+                            seed, iteration, together)
             controller.update(stats["kl_per_sequence"], config.episodes)
             update_ema(average, policy, config.ema_decay)
         record.log(iteration, **stats)
         bar.update(1, **{n: stats[n] for n in ("score", "gold", "kl_per_sequence") if n in stats})
         record.save(iteration + 1, kl_coef=controller.kl_coef, stopped=kept["stopped"])
     bar.close()
-    if config.ema_decay > 0:
-        policy.load_state_dict(average.state_dict())
+    policy.load_state_dict(average.state_dict())
     return record.history
 
 
-def _check_corpus(config: PPOConfig, corpus_rows: Tensor | None) -> None:
+def _check(config: PPOConfig, corpus_rows: Tensor | None) -> None:
+    check_shares(**{"ppo.episodes / ppo.minibatches": config.episodes // config.minibatches})
     if config.ptx_coef > 0 and corpus_rows is None:
         raise ValueError("ptx_coef > 0 mixes in pretraining text, and there is none: give a corpus "
                          "or set ptx_coef=0")
+    if config.ptx_coef > 0:
+        check_shares(ppo__ptx_rows=config.ptx_rows)
 
 
 def _learn(policy, value_model, optimizer, rollout, targets, config: PPOConfig, corpus_rows,
-           seed: int, iteration: int) -> dict[str, float]:
+           seed: int, iteration: int, together: Callable) -> dict[str, float]:
     generator = make_generator(seed, "minibatches", str(iteration))
     factor = warmup_factor(iteration, config.warmup_iterations)
     for group, peak in zip(optimizer.param_groups, (config.lr, config.value_lr), strict=True):
         group["lr"] = peak * factor
     ptx_rows = _draw_ptx_rows(corpus_rows, config, generator, policy.device)
     stats = update(policy, value_model, optimizer, rollout, targets, config, generator, ptx_rows,
-                   iteration)
+                   iteration, together)
     return stats | {"lr": config.lr * factor}
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -24,7 +23,9 @@ from transformers import (
 
 from rlhf_mini.config import PretrainConfig
 from rlhf_mini.data import Document
-from rlhf_mini.models import EOS_TOKEN, PAD_TOKEN
+from rlhf_mini.loading import EOS_TOKEN, PAD_TOKEN
+from rlhf_mini.models import compute_token_logprobs, run_layers
+from rlhf_mini.processes import check_shares, combine, share_gradients, take_share
 from rlhf_mini.runtime import check_finite, make_generator, progress
 from rlhf_mini.training import TrainingRecord, cosine_lr
 
@@ -151,8 +152,10 @@ def lm_loss(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     Returns:
         Scalar, nats per token.
     """
-    logits = model(input_ids, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), input_ids[:, 1:].flatten())
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    hidden = run_layers(model, input_ids, positions)[:, :-1]
+    logprobs, _ = compute_token_logprobs(model, hidden.flatten(0, 1), input_ids[:, 1:].flatten())
+    return -logprobs.mean()
 
 
 def build_optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -161,7 +164,8 @@ def build_optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.opt
     rest = [p for n, p in model.named_parameters() if not (".h." in n and p.ndim == 2)]
     return [
         torch.optim.Muon(blocks, lr=config.muon_lr, weight_decay=config.weight_decay),
-        torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95)),
+        torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95),
+                          fused=True),
     ]
 
 
@@ -182,6 +186,7 @@ def train_base_model(
     Returns:
         The metrics of each step.
     """
+    check_shares(pretrain__batch_size=config.batch_size)
     encoded = encode_documents(tokenizer, documents)
     optimizers = build_optimizers(model, config)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -189,7 +194,7 @@ def train_base_model(
                             dict(zip(("muon", "adamw"), optimizers, strict=True)),
                             config.checkpoint_every)
     first, _ = record.restore()
-    bar = progress(config.steps, "pretrain", first)
+    bar, together = progress(config.steps, "pretrain", first), share_gradients(model)
     epoch, rows = -1, torch.empty(0)
     per_epoch = sum(map(len, encoded)) // config.row_tokens // config.batch_size
     model.train()
@@ -208,15 +213,21 @@ def train_base_model(
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
             optimizer.zero_grad()
-        loss = lm_loss(model, batch.to(model.device))
+        batch = take_share(batch).to(model.device)
+        loss, stats = together(lambda batch=batch: _mean_loss(model, batch))
         check_finite(loss, step, "pretraining batch")
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        record.log(step, loss=loss.item(), lr=peaks[1] * factor)
-        bar.update(1, loss=loss.item())
+        record.log(step, **stats, lr=peaks[1] * factor)
+        bar.update(1, **stats)
         record.save(step + 1)
     bar.close()
     model.eval()
     return record.history
+
+
+def _mean_loss(model: PreTrainedModel, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+    loss = lm_loss(model, batch)
+    return combine(loss, {"loss": loss.item()}, len(batch))

@@ -20,6 +20,7 @@ from rlhf_mini.data import (
     pack_rankings,
 )
 from rlhf_mini.models import RewardModel
+from rlhf_mini.processes import check_shares, combine, share_gradients, take_share
 from rlhf_mini.runtime import check_finite, make_generator, progress
 from rlhf_mini.training import TrainingRecord, cosine_lr, epoch_batch
 
@@ -83,25 +84,27 @@ def train_reward_model(
     """
     if not train:
         raise ValueError("there are no training rankings")
+    check_shares(reward__batch_size=config.batch_size)
     encoded = encode_rankings(tokenizer, train, config)
     encoded_valid = encode_rankings(tokenizer, valid, config)
     lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses, _ in encoded]
     optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr,
-                                  weight_decay=config.weight_decay)
+                                  weight_decay=config.weight_decay, fused=True)
     record = TrainingRecord(directory, {"reward_model": reward_model}, {"adamw": optimizer},
                             config.checkpoint_every)
     first, _ = record.restore()
     steps = config.epochs * -(-len(encoded) // config.batch_size)
-    bar = progress(steps, "reward", first)
+    bar, together = progress(steps, "reward", first), share_gradients(reward_model)
     reward_model.eval()  # no dropout
     for step in range(first, steps):
         epoch, rows, last = epoch_batch(step, lengths, config.batch_size,
                                         lambda epoch: make_generator(seed, "reward", str(epoch)))
-        batch = pack_rankings([encoded[i] for i in rows], tokenizer.pad_token_id)
+        batch = pack_rankings([encoded[i] for i in take_share(rows)], tokenizer.pad_token_id)
         batch = batch.to(reward_model.model.device)
         lr = optimizer.param_groups[0]["lr"] = config.lr * cosine_lr(step, steps, warmup=10)
         optimizer.zero_grad()
-        loss, stats = reward_loss(reward_model.packed_scores(batch), batch.ranks, batch.mask)
+        loss, stats = together(lambda batch=batch: combine(*reward_loss(
+            reward_model.packed_scores(batch), batch.ranks, batch.mask), len(batch.ranks)))
         check_finite(loss, step, "batch of rankings")
         loss.backward()
         stats["grad_norm"] = nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0).item()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.advantages import compute_gae, compute_rewards
 from rlhf_mini.config import PPOConfig
 from rlhf_mini.data import DataError, Prompt, TokenBatch, decode_response, encode_prompt, left_pad
-from rlhf_mini.generation import generate
+from rlhf_mini.decoding import decode
 from rlhf_mini.kl import estimate_kl
 from rlhf_mini.models import RewardModel, ValueModel, compute_response_logprobs
+from rlhf_mini.processes import gather, process_count, take_share
 from rlhf_mini.runtime import make_generator
 from rlhf_mini.tensors import last_index, masked_mean, masked_var, masked_whiten
 
@@ -39,6 +41,10 @@ class Rollout:
         parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}
         batch = TokenBatch(*[getattr(self.batch, f.name)[index] for f in fields(self.batch)])
         return Rollout(batch=batch, **{name: x[index] for name, x in parts.items()})
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """Return a copy with every tensor on `device`."""
+        return Rollout(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 class PromptSampler:
@@ -84,7 +90,7 @@ def collect_rollout(
     score: ScoreFunction, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt],
     config: PPOConfig, generator: torch.Generator,
 ) -> tuple[Rollout, list[str]]:
-    """Answer each prompt once and score the answers.
+    """Answer each prompt once and score the answers; several processes share the prompts.
 
     Args:
         policy: samples the responses; dropout off.
@@ -102,6 +108,9 @@ def collect_rollout(
     Raises:
         DataError: if a prompt is longer than `max_prompt_tokens`.
     """
+    noise = torch.rand(len(prompts), config.max_response_tokens, generator=generator,
+                       device=policy.device)
+    prompts, noise = take_share(prompts), take_share(noise)
     encoded = [encode_prompt(tokenizer, p.prompt) for p in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > config.max_prompt_tokens:
@@ -110,10 +119,10 @@ def collect_rollout(
                             "shorten it")
     prompt_ids, prompt_mask = (x.to(policy.device)
                                for x in left_pad(encoded, tokenizer.pad_token_id))
-    response_ids, response_mask = generate(
+    response_ids, response_mask, _ = decode(
         policy, prompt_ids, prompt_mask, max_response_tokens=config.max_response_tokens,
         eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id,
-        temperature=config.temperature, generator=generator)
+        temperature=config.temperature, noise=noise)
     batch = TokenBatch(prompt_ids, prompt_mask, response_ids, response_mask)
     last_token = response_ids.gather(1, last_index(response_mask)[:, None])[:, 0]
     finished = last_token == tokenizer.eos_token_id
@@ -121,11 +130,36 @@ def collect_rollout(
                  for ids, mask in zip(response_ids, response_mask, strict=True)]
     scores = score(prompts, responses, batch).float()
     old_logprobs, entropy = compute_response_logprobs(policy, batch, config.temperature)
-    ref_logprobs, _ = compute_response_logprobs(ref_policy, batch, config.temperature)
-    return Rollout(
+    ref_logprobs, _ = compute_response_logprobs(ref_policy, batch, config.temperature,
+                                                entropy=False)
+    rollout = Rollout(
         batch=batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
         values=value_model(batch), finished=finished, entropy=entropy,
-        scores=torch.where(finished, scores, config.missing_eos_score)), responses
+        scores=torch.where(finished, scores, config.missing_eos_score))
+    if process_count() == 1:
+        return rollout, responses
+    texts = [text for row in zip(*gather(responses), strict=True) for text in row]
+    return deal_back(gather(rollout.to("cpu"))).to(policy.device), texts
+
+
+def deal_back(shares: list[Rollout]) -> Rollout:
+    """Join the rollouts of all processes' shares of the prompts, in the order of the prompts.
+
+    Args:
+        shares: of each process, with equally many episodes and widths of their own.
+    """
+    def join(parts: list[Tensor], left: bool = False) -> Tensor:
+        width = max(part.shape[-1] for part in parts)
+        padded = parts if parts[0].ndim == 1 else [
+            F.pad(part, (width - part.shape[1], 0) if left else (0, width - part.shape[1]))
+            for part in parts]
+        return torch.stack(padded, dim=1).flatten(0, 1)
+
+    batch = TokenBatch(*[join([getattr(s.batch, f.name) for s in shares], "prompt" in f.name)
+                         for f in fields(TokenBatch)])
+    return replace(shares[0], batch=batch, **{
+        f.name: join([getattr(s, f.name) for s in shares]) for f in fields(Rollout)
+        if f.name != "batch"})
 
 
 @dataclass

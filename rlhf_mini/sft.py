@@ -13,6 +13,7 @@ from rlhf_mini.config import SFTConfig
 from rlhf_mini.data import Demonstration, collate, encode_pair
 from rlhf_mini.generation import sample_responses
 from rlhf_mini.models import compute_response_logprobs, freeze, set_residual_dropout
+from rlhf_mini.processes import check_shares, combine, share_gradients, take_share
 from rlhf_mini.runtime import check_finite, make_generator, progress
 from rlhf_mini.tensors import masked_mean
 from rlhf_mini.training import TrainingRecord, cosine_lr, epoch_batch
@@ -48,7 +49,7 @@ def compute_sft_loss(
     total, tokens = 0.0, 0
     for start in range(0, len(pairs), 64):
         batch = collate(pairs[start:start + 64], pad_id).to(policy.device)
-        logprobs, _ = compute_response_logprobs(policy, batch)
+        logprobs, _ = compute_response_logprobs(policy, batch, entropy=False)
         count = int(batch.response_mask.sum())
         total += sft_loss(logprobs, batch.response_mask)[0].item() * count
         tokens += count
@@ -88,16 +89,14 @@ def train_sft(
         ValueError: if there is no data, a prompt is too long, or the EOS rate stays below
             `config.min_eos_rate`.
     """
-    if not train or not valid:
-        raise ValueError(f"SFT needs training and validation demonstrations; there are "
-                         f"{len(train)} and {len(valid)}")
+    _check(train, valid, config)
     limits = config.max_prompt_tokens, config.max_response_tokens
     pairs, valid_pairs = ([encode_pair(tokenizer, d.prompt, d.response, *limits, where=d.id)
                            for d in split] for split in (train, valid))
     lengths = [len(prompt) + len(response) for prompt, response in pairs]
     best = freeze(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr,
-                                  weight_decay=0.01)  # torch's default
+                                  weight_decay=0.01, fused=True)  # torch's default
     record = TrainingRecord(directory, {"policy": policy, "best": best}, {"adamw": optimizer},
                             config.checkpoint_every)
     first, kept = record.restore(valid_loss=math.inf)
@@ -105,13 +104,13 @@ def train_sft(
         torch.manual_seed(seed)  # dropout
     set_residual_dropout(policy, config.dropout)
     steps = config.epochs * -(-len(pairs) // config.batch_size)
-    bar = progress(steps, "sft", first)
+    bar, together = progress(steps, "sft", first), share_gradients(policy)
     for step in range(first, steps):
         epoch, rows, last = epoch_batch(step, lengths, config.batch_size,
                                         lambda epoch: make_generator(seed, "sft", str(epoch)))
         lr = config.lr * cosine_lr(step, steps)
-        stats = _sft_step(policy, optimizer, [pairs[i] for i in rows], lr, step,
-                          tokenizer.pad_token_id)
+        stats = _sft_step(policy, together, optimizer, [pairs[i] for i in take_share(rows)], lr,
+                          step, tokenizer.pad_token_id)
         if last:
             stats["valid_loss"] = compute_sft_loss(policy, valid_pairs, tokenizer.pad_token_id)
             check_finite(stats["valid_loss"], step, "validation demonstrations")
@@ -128,13 +127,24 @@ def train_sft(
     return record.history
 
 
-def _sft_step(policy, optimizer, pairs, lr: float, step: int, pad_id: int) -> dict[str, float]:
+def _check(train: list[Demonstration], valid: list[Demonstration], config: SFTConfig) -> None:
+    check_shares(sft__batch_size=config.batch_size)
+    if not train or not valid:
+        raise ValueError(f"SFT needs training and validation demonstrations; there are "
+                         f"{len(train)} and {len(valid)}")
+
+
+def _sft_step(policy, together, optimizer, pairs, lr: float, step: int, pad_id: int) -> dict:
     batch = collate(pairs, pad_id).to(policy.device)
+
+    def compute_loss() -> tuple[Tensor, dict[str, float]]:
+        logprobs, _ = compute_response_logprobs(policy, batch, entropy=False)
+        return combine(*sft_loss(logprobs, batch.response_mask), batch.response_mask.sum())
+
     optimizer.param_groups[0]["lr"] = lr
     optimizer.zero_grad()
     policy.train()  # dropout on
-    logprobs, _ = compute_response_logprobs(policy, batch)
-    loss, stats = sft_loss(logprobs, batch.response_mask)
+    loss, stats = together(compute_loss)
     check_finite(loss, step, "SFT batch")
     loss.backward()
     stats["grad_norm"] = nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item()

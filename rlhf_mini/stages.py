@@ -24,7 +24,8 @@ from rlhf_mini.evaluation import (
     ratio_interval,
     summarize,
 )
-from rlhf_mini.models import RewardModel, ValueModel, load_policy, save_model
+from rlhf_mini.loading import load_policy, save_model
+from rlhf_mini.models import RewardModel, ValueModel
 from rlhf_mini.ppo import train_ppo
 from rlhf_mini.pretrain import (
     build_model,

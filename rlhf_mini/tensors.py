@@ -95,6 +95,27 @@ def compute_entropy(logits: Tensor) -> Tensor:
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
+def pick_tokens(logits: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
+    r"""Pick tokens from $\mathrm{softmax}(\text{logits}/T)$: invert its distribution function.
+
+    Each token owns an interval of [0, 1) as long as its probability; the noise says whose turn it
+    is. So the same noise picks the same tokens, whoever computes the logits.
+
+    Args:
+        logits: (B, V).
+        temperature: T; 0 takes the likeliest token.
+        noise: (B,) from [0, 1); not needed at temperature 0.
+
+    Returns:
+        (B,) int.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    below = (logits / temperature).softmax(-1).cumsum(-1)
+    u = noise[:, None] * below[:, -1:]
+    return torch.searchsorted(below, u, right=True)[:, 0].clamp(max=below.shape[1] - 1)
+
+
 def unmask(values: Tensor, mask: Tensor) -> Tensor:
     """Put values back where the mask is True; the inverse of `x[mask]`.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rlhf_mini.processes import is_first
 from rlhf_mini.runtime import (
     MetricLog,
     load_checkpoint,
@@ -75,7 +76,7 @@ class TrainingRecord:
 
     def save(self, step: int, **kept) -> None:
         """Write a checkpoint if `step` steps are done and it is time for one."""
-        if self.directory and step % self.every == 0:
+        if self.directory and is_first() and step % self.every == 0:
             tensors, meta = pack_state(self.modules, self.optimizers)
             save_checkpoint(self.directory / "checkpoint", tensors,
                             meta | {"step": step, "kept": kept})

@@ -15,7 +15,7 @@ from rlhf_mini import readers
 from rlhf_mini.config import RunConfig
 from rlhf_mini.data import Demonstration, Prompt, Ranking, encode_ranking, read_jsonl
 from rlhf_mini.evaluation import evaluate_policy
-from rlhf_mini.models import load_policy
+from rlhf_mini.loading import load_policy
 from rlhf_mini.records import DataError
 from rlhf_mini.runtime import atomic_write, make_generator
 from rlhf_mini.selection import assign_splits, fit_to_context

@@ -21,7 +21,7 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     yield importlib.import_module("record"), importlib.import_module("seeds")
     for name in ("record", "seeds"):
-        sys.modules.pop(name)
+        sys.modules.pop(name, None)
 
 
 def test_a_run_is_kept_without_its_weights(scripts, tmp_path):

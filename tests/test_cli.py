@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 import rlhf_mini
 from rlhf_mini import stages
 from rlhf_mini.__main__ import build_parser, main
+from rlhf_mini.config import load_preset, override
 from rlhf_mini.data import Demonstration, Prompt, Ranking, read_jsonl, write_jsonl
 
 SMOKE = ["--preset", "smoke"]
@@ -236,7 +237,23 @@ def test_too_little_memory_is_told_with_a_way_out(error, trained, tmp_path, caps
     shutil.copytree(trained / "town", tmp_path / "run" / "town")
     monkeypatch.setattr(stages, "train_base_model", greedy_for_memory)
     said = fails(capsys, "pretrain", *SMOKE, "--out", tmp_path / "run")
-    assert "out of memory; take smaller batches (--set STAGE.batch_size=N" in said
+    assert ("out of memory: stage base; halve what is in memory at a time with --set "
+            "pretrain.batch_size=4 (is 8), or take a smaller model.") in said
+    override(load_preset("smoke"), ["pretrain.batch_size=4"])  # what it advises is accepted
+
+
+def test_ppo_without_memory_is_told_to_take_more_minibatches(trained, tmp_path, capsys,
+                                                             monkeypatch):
+    def greedy_for_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr(stages, "train_ppo", greedy_for_memory)
+    said = fails(capsys, "ppo", *SMOKE, "--out", tmp_path / "run", "--force")
+    assert ("out of memory: stage ppo; halve what is in memory at a time with --set "
+            "ppo.minibatches=4 (is 2), and if that is not enough with --set ppo.episodes=4 (is 8)"
+            ) in said
+    override(load_preset("smoke"), ["ppo.minibatches=4", "ppo.episodes=4"])
 
 
 def test_other_errors_of_torch_are_not_hidden(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from rlhf_mini import config as config_module
 from rlhf_mini.config import (
     PRESETS,
     STAGES,
+    ComputeConfig,
     EvaluationConfig,
     PPOConfig,
     PretrainConfig,
@@ -28,7 +29,7 @@ from rlhf_mini.config import (
 
 PACKAGE = Path(config_module.__file__).parent
 STAGE_CONFIGS = [TownConfig, PretrainConfig, SFTConfig, RankingConfig, RewardConfig, PPOConfig,
-                 EvaluationConfig]
+                 EvaluationConfig, ComputeConfig]
 FIELDS = [(cls, f.name) for cls in STAGE_CONFIGS for f in dataclasses.fields(cls)]
 
 
@@ -49,6 +50,21 @@ def test_gpu_preset_is_gpt2_124m():
     assert v * d + t * d + n * (12 * d * d + 13 * d) + 2 * d == 124_439_808  # GPT-2 small
 
 
+def test_gpu_preset_keeps_to_the_papers_where_they_say():
+    c = load_preset("gpu")
+    prompts = c.town.size * (c.town.labeler_prompts + c.town.customer_prompts)
+    assert abs(prompts / 31_144 - 1) < 0.05  # Ouyang et al. 2022, table 6
+    assert abs(c.town.size * c.town.demonstrations / 12_725 - 1) < 0.05
+    assert 2.55e-6 <= c.ppo.lr <= 2.55e-5  # appendix C.4: the range that was tried
+    assert (c.ppo.episodes, c.ppo.minibatches, c.ppo.epochs) == (512, 8, 1)
+    assert (c.reward.batch_size, c.reward.epochs) == (64, 1)  # appendix C.2
+    # no stage asks for more than the town has
+    assert c.ranking.prompts <= prompts
+    assert c.ranking.valid_prompts <= c.town.size * c.town.valid_prompts
+    assert c.ranking.test_prompts <= c.town.size * c.town.test_prompts
+    assert c.town.valid_demonstrations <= c.town.valid_prompts
+
+
 def test_unknown_preset():
     with pytest.raises(ValueError, match="preset 'tiny': expected one of smoke, cpu, gpu"):
         load_preset("tiny")
@@ -63,6 +79,8 @@ def test_configs_are_frozen():
 @pytest.mark.parametrize(("cls", "name", "value", "wanted"), [
     (TownConfig, "seed", -1, "a number of at least 0"),
     (TownConfig, "documents", 0, "a number above 0"),
+    (TownConfig, "size", 0, "a number above 0"),
+    (TownConfig, "size", 53, "at most 52, there are no more names"),
     (PretrainConfig, "hidden", 130, "a multiple of heads=4"),
     (PretrainConfig, "row_tokens", 129, "at most context=128"),
     (PretrainConfig, "copy_steps", 1801, "at most steps=1800"),

@@ -1,4 +1,7 @@
-"""Sampling against transformers' greedy search, uncached forwards and the softmax itself."""
+"""Sampling against transformers' greedy search, uncached forwards and the softmax itself.
+
+Every property is asked of both: the plain `generate` and the fast `decode`.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,27 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tolerances import EXACT
+from tolerances import EXACT, FORWARD
 from toys import EOS, PAD, V, make_pairs, make_talker
 
 from rlhf_mini.data import encode_prompt, left_pad
+from rlhf_mini.decoding import decode
 from rlhf_mini.generation import Response, generate, sample_responses
 from rlhf_mini.runtime import NonFiniteLoss
 
 PROMPTS = [prompt for prompt, _ in make_pairs(6, seed=3, prompt=(2, 11))]
 
 
-def sample(policy, prompts=PROMPTS, seed=0, tokens=12, **kwargs):
-    ids, mask = left_pad(prompts, PAD)
-    return generate(policy, ids, mask, max_response_tokens=tokens, eos_id=EOS, pad_id=PAD,
-                    generator=torch.Generator().manual_seed(seed), **kwargs)
+@pytest.fixture(params=[generate, decode], ids=["generate", "decode"])
+def sample(request):
+    """Either function, with noise from a seed."""
+    def draw(policy, prompts=PROMPTS, seed=0, tokens=12, copies=None, **kwargs):
+        ids, mask = left_pad(prompts, PAD)
+        noise = torch.rand(sum(copies or [1] * len(prompts)), tokens,
+                           generator=torch.Generator().manual_seed(seed))
+        return request.param(policy, ids, mask, max_response_tokens=tokens, eos_id=EOS, pad_id=PAD,
+                             noise=noise, copies=copies, **kwargs)
+    return draw
 
 
 @pytest.fixture
@@ -27,18 +37,18 @@ def talker(tokenizer):
     return make_talker(tokenizer)
 
 
-def test_greedy_equals_transformers_generate(tokenizer):
+def test_greedy_equals_transformers_generate(sample, tokenizer):
     policy = make_talker(tokenizer, seed=2, eos_bias=0.8)
     ids, mask = left_pad(PROMPTS, PAD)
     theirs = policy.generate(ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=12,
                              pad_token_id=PAD, eos_token_id=EOS)[:, ids.shape[1]:]
-    ours, _ = sample(policy, temperature=0)
+    ours, _, _ = sample(policy, temperature=0)
     assert ours.tolist() == theirs.tolist()
     assert 0 < (ours == EOS).any(1).sum() < len(PROMPTS)  # some end, some are cut off
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_policy_with_spoiled_weights_is_not_sampled_from(policy, value):
+def test_a_policy_with_spoiled_weights_is_not_sampled_from(sample, policy, value):
     with torch.no_grad():
         policy.transformer.h[1].mlp.c_fc.weight[0, 0] = value
     for temperature in (0, 1):
@@ -46,8 +56,8 @@ def test_a_policy_with_spoiled_weights_is_not_sampled_from(policy, value):
             sample(policy, temperature=temperature)
 
 
-def test_greedy_takes_the_likeliest_token_of_an_uncached_forward(policy):
-    responses, _ = sample(policy, temperature=0)
+def test_greedy_takes_the_likeliest_token_of_an_uncached_forward(sample, policy):
+    responses, _, _ = sample(policy, temperature=0)
     for prompt, response in zip(PROMPTS, responses.tolist(), strict=True):
         ids = list(prompt)
         for token in response:
@@ -56,22 +66,24 @@ def test_greedy_takes_the_likeliest_token_of_an_uncached_forward(policy):
             ids.append(token)
 
 
-def test_sampling_with_cache_equals_sampling_from_uncached_forwards(policy):
+def test_sampling_with_cache_equals_sampling_from_uncached_forwards(sample, policy):
     # The same random numbers through softmax(logits / T) of the whole sequence, one row at a time.
-    responses, _ = sample(policy, seed=5, temperature=0.8, tokens=8)
-    rng, rows = torch.Generator().manual_seed(5), [list(p) for p in PROMPTS]
+    responses, _, logprobs = sample(policy, seed=5, temperature=0.8, tokens=8)
+    noise = torch.rand(len(PROMPTS), 8, generator=torch.Generator().manual_seed(5))
+    rows = [list(p) for p in PROMPTS]
     for t in range(8):
         with torch.no_grad():
             logits = torch.stack([policy(torch.tensor([row])).logits[0, -1] for row in rows])
-        below = (logits.double() / 0.8).softmax(-1).cumsum(-1)
-        u = torch.rand(len(rows), 1, generator=rng)
-        tokens = (below <= u).sum(-1).tolist()  # each token owns an interval as long as its p
+        p = (logits.double() / 0.8).softmax(-1)
+        tokens = (p.cumsum(-1) <= noise[:, t, None]).sum(-1).tolist()  # an interval as long as p
         assert tokens == responses[:, t].tolist()
+        expected = p[range(len(rows)), tokens].log()
+        np.testing.assert_allclose(logprobs[:, t], expected, **FORWARD)
         for row, token in zip(rows, tokens, strict=True):
             row.append(token)
 
 
-def test_copies_equal_prompts_that_are_repeated(policy):
+def test_copies_equal_prompts_that_are_repeated(sample, policy):
     copies = [2, 1, 3, 4, 1, 2]
     repeated = [p for p, n in zip(PROMPTS, copies, strict=True) for _ in range(n)]
     shared = sample(policy, seed=3, tokens=8, copies=copies)
@@ -80,10 +92,10 @@ def test_copies_equal_prompts_that_are_repeated(policy):
     assert len(set(map(tuple, shared[0].tolist()))) > len(PROMPTS)  # copies differ
 
 
-def first_token_p_value(policy, drawn_at: float, tested_at: float) -> float:
+def first_token_p_value(sample, policy, drawn_at: float, tested_at: float) -> float:
     """Chi-square test of 6000 first tokens against softmax(logits / T); rare tokens are pooled."""
     prompt = PROMPTS[0]
-    tokens, _ = sample(policy, [prompt] * 6000, seed=1, tokens=1, temperature=drawn_at)
+    tokens, _, _ = sample(policy, [prompt] * 6000, seed=1, tokens=1, temperature=drawn_at)
     counts = np.bincount(tokens[:, 0], minlength=V)
     with torch.no_grad():
         logits = policy(torch.tensor([prompt])).logits[0, -1].double() / tested_at
@@ -95,16 +107,17 @@ def first_token_p_value(policy, drawn_at: float, tested_at: float) -> float:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_first_tokens_follow_the_softmax(policy, temperature):
-    assert first_token_p_value(policy, temperature, temperature) > 0.01
+def test_first_tokens_follow_the_softmax(sample, policy, temperature):
+    assert first_token_p_value(sample, policy, temperature, temperature) > 0.01
 
 
-def test_the_chi_square_test_notices_another_temperature(policy):
-    assert first_token_p_value(policy, 1.0, 0.7) < 1e-6
+def test_the_chi_square_test_notices_another_temperature(sample, policy):
+    assert first_token_p_value(sample, policy, 1.0, 0.7) < 1e-6
 
 
-def test_eos_is_real_and_padding_follows(talker):
-    ids, mask = sample(talker, PROMPTS * 5, tokens=12)
+def test_eos_is_real_and_padding_follows(sample, talker):
+    ids, mask, logprobs = sample(talker, PROMPTS * 5, tokens=12)
+    assert torch.equal(logprobs < 0, mask)
     ended = 0
     for row, bits in zip(ids.tolist(), mask.tolist(), strict=True):
         length = sum(bits)
@@ -116,31 +129,38 @@ def test_eos_is_real_and_padding_follows(talker):
     assert 5 < ended < 30  # both kinds of rows were seen
 
 
-def test_generation_stops_when_all_have_ended(tokenizer):
-    ids, mask = sample(make_talker(tokenizer, eos_bias=50.0), tokens=12)
+def test_generation_stops_when_all_have_ended(sample, tokenizer):
+    ids, mask, logprobs = sample(make_talker(tokenizer, eos_bias=50.0), tokens=12)
     assert ids.tolist() == [[EOS]] * len(PROMPTS)
-    assert mask.all() and mask.shape == (len(PROMPTS), 1)
+    assert mask.all() and mask.shape == logprobs.shape == (len(PROMPTS), 1)
 
 
-def test_same_seed_same_tokens_other_seed_other_tokens(policy):
+def test_same_noise_same_tokens_other_noise_other_tokens(sample, policy):
     first, again, other = (sample(policy, seed=seed)[0] for seed in (0, 0, 1))
     torch.testing.assert_close(first, again, **EXACT)
     assert not torch.equal(first, other)
 
 
-def test_the_global_generator_is_left_alone(policy):
+def test_the_global_generator_is_left_alone(sample, policy):
     before = torch.get_rng_state()
     sample(policy)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_context_overflow_is_an_error_before_anything_runs(policy):
+@pytest.mark.parametrize("function", [generate, decode])
+def test_what_cannot_work_is_an_error_before_anything_runs(function, policy):
     ids, mask = left_pad([[5] * 50], PAD)
-    arguments = dict(eos_id=EOS, pad_id=PAD, generator=torch.Generator())
-    generate(policy, ids, mask, max_response_tokens=14, **arguments)  # 64 just fit
+    arguments = dict(eos_id=EOS, pad_id=PAD, noise=torch.rand(1, 15))
+    assert function(policy, ids, mask, max_response_tokens=14, **arguments)  # 64 just fit
+
+    policy.transformer.wte.register_forward_pre_hook(lambda *args: pytest.fail("the policy runs"))
     with pytest.raises(ValueError, match="prompt of 50 tokens and a response of up to 15 do not "
-                                         "fit into the model's context of 64 tokens"):
-        generate(policy, ids, mask, max_response_tokens=15, **arguments)
+                                         "fit into the model's context of 64 tokens; shorten"):
+        function(policy, ids, mask, max_response_tokens=15, **arguments)
+    with pytest.raises(ValueError, match=r"sampling at temperature 0.7 needs noise, one number "
+                                         r"from \[0, 1\) per response and token; only "
+                                         r"temperature 0 does without"):
+        function(policy, ids, mask, max_response_tokens=5, eos_id=EOS, pad_id=PAD, temperature=0.7)
 
 
 # ---------------------------------------------------------------- texts
@@ -188,9 +208,9 @@ def test_no_prompts_no_responses(policy, tokenizer):
     assert sample_responses(policy, tokenizer, [], max_response_tokens=4, batch_size=2) == []
 
 
-def test_prompts_are_formatted_as_in_training(tokenizer, policy):
+def test_prompts_are_formatted_as_in_training(sample, tokenizer, policy):
     prompt = encode_prompt(tokenizer, TEXTS[0])
-    ids, _ = sample(policy, [prompt], temperature=0, tokens=5)
+    ids, _, _ = sample(policy, [prompt], temperature=0, tokens=5)
     [response] = sample_responses(policy, tokenizer, TEXTS[:1], max_response_tokens=5,
                                   batch_size=1, temperature=0)
     assert isinstance(response, Response) and list(response.token_ids) == ids[0].tolist()

@@ -4,51 +4,45 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import math
 import random
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from conftest import make_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tolerances import EXACT, FORWARD
-from toys import EOS, PAD, V, make_batch, make_pairs, make_reward_model, same_weights
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
+from tolerances import EXACT, FORWARD, FP32, FP64
+from toys import (
+    CONFIGS,
+    EOS,
+    PAD,
+    Ids,
+    V,
+    configured,
+    make_batch,
+    make_pairs,
+    make_reward_model,
+    same_weights,
 )
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_mini.data import TokenBatch, collate, pack_rankings
+from rlhf_mini.loading import load_policy, save_model
 from rlhf_mini.models import (
     RewardModel,
     ValueModel,
     compute_position_ids,
     compute_response_logits,
     compute_response_logprobs,
+    compute_token_logprobs,
     freeze,
-    load_policy,
-    load_tokenizer,
-    save_model,
+    run_layers,
     set_residual_dropout,
 )
 
 PAIRS = make_pairs(6, seed=1)
-
-
-class Ids(list):
-    """All that `make_policy` needs of a tokenizer: its length and the special ids."""
-
-    eos_token_id, pad_token_id = EOS, PAD
 
 
 @functools.cache
@@ -66,13 +60,11 @@ def networks(policy):
 
 
 def run(networks, batch: TokenBatch) -> list[torch.Tensor]:
-    """Log-probs, values (0 off the mask) and scores of a batch."""
+    """Log-probs and values, 0 off the mask, and scores of a batch."""
     policy, reward_model, value_model = networks
     with torch.no_grad():
         logprobs, _ = compute_response_logprobs(policy, batch)
-        return [torch.where(batch.response_mask, logprobs, 0),
-                torch.where(batch.response_mask, value_model(batch), 0),
-                reward_model(batch.input_ids, batch.attention_mask)]
+        return [logprobs, value_model(batch), reward_model(batch.input_ids, batch.attention_mask)]
 
 
 # ---------------------------------------------------------------- against plain transformers
@@ -103,6 +95,151 @@ def test_response_logits_predict_the_response_tokens(policy):
     np.testing.assert_allclose(logits, plain / 2, **FORWARD)
 
 
+# ---------------------------------------------------------------- GPT-2's layers, written out
+
+def random_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """(B, L) tokens."""
+    return torch.randint(2, V, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+COLUMNS = torch.tensor([[0, 5, 6], [19, 19, 3], [7, 8, 9], [18, 0, 19]])  # in any order, or twice
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_equal_transformers(name):
+    model, ids, at = configured(name).double(), random_ids(4, 20), torch.arange(20)[None]
+    with torch.no_grad():
+        theirs = model.transformer(ids).last_hidden_state
+        torch.testing.assert_close(run_layers(model, ids, at), theirs, **FP64)
+        read = run_layers(model, ids, at, read=COLUMNS)
+    for row, columns in enumerate(COLUMNS.tolist()):
+        torch.testing.assert_close(read[row], theirs[row, columns], **FP64)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("read", [None, COLUMNS])
+def test_gradients_of_the_layers_equal_those_of_transformers(name, read):
+    model, ids = configured(name).double(), random_ids(4, 20)
+    rows = torch.arange(4)[:, None]
+    weights = torch.randn(4, 20 if read is None else 3, 32, dtype=torch.float64,
+                          generator=torch.Generator().manual_seed(1))
+    states = model.transformer(ids).last_hidden_state
+    gradients = []
+    for x in (run_layers(model, ids, torch.arange(20)[None], read=read),
+              states if read is None else states[rows, read]):
+        gradients.append(torch.autograd.grad((x * weights).sum(),
+                                             list(model.transformer.parameters())))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, **FP64)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("read", [None, COLUMNS])
+def test_layers_with_a_mask_of_their_own_equal_transformers(name, read):
+    model, ids = configured(name).double(), random_ids(4, 20)
+    rng = torch.Generator().manual_seed(2)
+    visible = torch.rand(4, 20, 20, generator=rng) < 0.5  # not even causal
+    visible |= torch.eye(20, dtype=torch.bool)
+    positions = torch.randint(64, (4, 20), generator=rng)
+    with torch.no_grad():
+        ours = run_layers(model, ids, positions, visible, read)
+        theirs = model.transformer(ids, attention_mask=visible[:, None], position_ids=positions,
+                                   use_cache=False).last_hidden_state
+    if read is not None:
+        theirs = theirs[torch.arange(4)[:, None], read]
+    torch.testing.assert_close(ours, theirs, **FP64)
+
+
+def test_a_state_that_is_read_sees_nothing_behind_it(policy):
+    ids, read = random_ids(4, 20), torch.tensor([[3, 9]] * 4)
+    other = torch.where(torch.arange(20) <= 9, ids, random_ids(4, 20, seed=1))
+    with torch.no_grad():
+        one, same = (run_layers(policy, x, torch.arange(20)[None], read=read) for x in (ids, other))
+        ids[:, 4] = 7  # behind the first of the two only
+        moved = run_layers(policy, ids, torch.arange(20)[None], read=read)
+    torch.testing.assert_close(one, same, **EXACT)
+    torch.testing.assert_close(one[:, 0], moved[:, 0], **EXACT)
+    assert not torch.isclose(one[:, 1], moved[:, 1]).all(-1).any()
+
+
+@pytest.mark.parametrize("together", [1, 4, 7, 100])
+def test_rows_come_back_in_their_order_however_many_run_together(networks, monkeypatch, together):
+    pairs = make_pairs(30, seed=5)
+    batch = collate(pairs, PAD)
+    monkeypatch.setattr("rlhf_mini.models.ROWS_TOGETHER", {"cpu": together})
+    logprobs, values, scores = run(networks, batch)
+    for b, pair in enumerate(pairs):
+        alone = run(networks, collate([pair], PAD))
+        for x, single in zip((logprobs, values), alone, strict=False):
+            np.testing.assert_allclose(x[b, :len(pair[1])], single[0], **FORWARD)
+        np.testing.assert_allclose(scores[b], alone[2][0], **FORWARD)
+
+
+# ---------------------------------------------------------------- logits in parts
+
+HIDDEN = torch.randn(50, 32, generator=torch.Generator().manual_seed(3))
+NEXT = random_ids(1, 50)[0]
+
+
+def token_logprobs(policy, entropy=True):
+    """Log-probs, entropies, and the gradients of a weighted sum: of the states and the head."""
+    hidden = HIDDEN.clone().requires_grad_()
+    logprobs, entropies = compute_token_logprobs(policy, hidden, NEXT, 0.7, entropy)
+    gradients = torch.autograd.grad((logprobs * torch.arange(50)).mean(),
+                                    [hidden, policy.lm_head.weight])
+    return [logprobs, entropies, *gradients]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10, 25, 49])
+def test_logits_in_parts_change_neither_values_nor_gradients(policy, monkeypatch, rows):
+    whole = token_logprobs(policy)
+    monkeypatch.setattr("rlhf_mini.models.LOGITS_TOGETHER", rows * V + V - 1)
+    for ours, expected in zip(token_logprobs(policy), whole, strict=True):
+        torch.testing.assert_close(ours, expected, **FP32)
+    table = (HIDDEN.double() @ policy.lm_head.weight.detach().double().T / 0.7).log_softmax(-1)
+    np.testing.assert_allclose(whole[0].detach(), table[range(50), NEXT], **FP32)
+    np.testing.assert_allclose(whole[1], -(table.exp() * table).sum(-1), **FP32)
+
+
+@pytest.mark.parametrize("budget, parts", [(7 * V, 8), (25 * V, 2), (50 * V, 1), (1, 50)])
+def test_no_more_logits_than_the_budget_are_made_or_kept(policy, monkeypatch, budget, parts):
+    monkeypatch.setattr("rlhf_mini.models.LOGITS_TOGETHER", budget)
+    made, kept = [], []
+    policy.lm_head.register_forward_hook(lambda module, args, logits: made.append(logits.numel()))
+
+    def keep(x):
+        kept.append(x.numel())
+        return x
+
+    hidden = HIDDEN.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        logprobs, entropies = compute_token_logprobs(policy, hidden, NEXT, entropy=True)
+    assert len(made) == parts and sum(made) == 50 * V
+    assert max(made) <= max(budget, V)  # at least one row
+    weights = policy.lm_head.weight.numel()
+    # one part is kept for the backward pass; of several, none
+    assert (sum(size for size in kept if size != weights) >= 50 * V) == (parts == 1)
+    logprobs.sum().backward()
+    assert sum(made) == (50 * V if parts == 1 else 100 * V)  # made again
+    assert max(made) <= max(budget, V)
+    assert logprobs.requires_grad and not entropies.requires_grad
+
+
+@pytest.mark.parametrize("budget", [2**25, 9 * V])
+def test_entropies_are_computed_only_if_wanted(policy, monkeypatch, budget):
+    monkeypatch.setattr("rlhf_mini.models.LOGITS_TOGETHER", budget)
+    batch = collate(PAIRS, PAD)
+    wanted, entropies = compute_response_logprobs(policy, batch)
+    assert entropies.shape == wanted.shape and not entropies.requires_grad
+    monkeypatch.setattr("rlhf_mini.models.compute_entropy", lambda logits: pytest.fail("computed"))
+    logprobs, nothing = compute_response_logprobs(policy, batch, entropy=False)
+    assert nothing is None
+    torch.testing.assert_close(logprobs, wanted, **EXACT)
+
+
+# ---------------------------------------------------------------- the number per token
+
 def plain_scores(model, ids: list[int]) -> torch.Tensor:
     """The number per token that transformers' own forward gives."""
     with torch.no_grad():
@@ -126,6 +263,7 @@ def test_value_model_reads_the_state_before_each_token(networks):
         for t in range(len(response)):
             assert values[b, t].item() == pytest.approx(
                 expected[len(prompt) + t - 1].item(), abs=2e-5)
+    assert values[batch.response_mask].all() and not values[~batch.response_mask].any()
 
 
 def test_value_model_from_a_reward_model_says_what_the_reward_model_says(networks):
@@ -157,10 +295,11 @@ def test_value_model_from_a_frozen_reward_model_trains(networks):
 # ---------------------------------------------------------------- padding
 
 def test_position_ids_count_real_tokens():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0]]).bool()
     positions = compute_position_ids(mask)
-    assert positions[0, 2:].tolist() == [0, 1, 2]
+    assert positions[0, 2:].tolist() == positions[2, 1:4].tolist() == [0, 1, 2]
     assert positions[1].tolist() == [0, 1, 2, 3, 4]
+    assert positions.min() == 0 and positions[2, 4] == 2  # padding gets positions that exist
 
 
 @pytest.mark.parametrize("extra", [1, 4, 11])
@@ -195,7 +334,7 @@ def test_padding_gets_no_gradient_from_the_padded_rows(policy):
         policy.zero_grad()
         for batch in batches:
             logprobs, _ = compute_response_logprobs(policy, batch)
-            torch.where(batch.response_mask, logprobs, 0).sum().backward()
+            logprobs.sum().backward()
         return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
     singles = gradients([collate([pair], PAD) for pair in PAIRS])
@@ -306,160 +445,3 @@ def test_freeze_copies(policy):
     with torch.no_grad():
         policy.lm_head.weight.add_(1)
     assert not same_weights(frozen, policy)
-
-
-# ---------------------------------------------------------------- files
-
-def test_saved_models_are_plain_transformers_directories(networks, tokenizer, tmp_path):
-    policy, reward_model, value_model = networks
-    classes = AutoModelForCausalLM, *[AutoModelForTokenClassification] * 2
-    names = "policy", "reward", "value"
-    ids = torch.tensor([PAIRS[0][0]])
-    for name, model, auto_class in zip(names, networks, classes, strict=True):
-        save_model(model, tokenizer, tmp_path / name)
-        inner = getattr(model, "model", model)
-        loaded = auto_class.from_pretrained(tmp_path / name)
-        with torch.no_grad():
-            torch.testing.assert_close(loaded(ids).logits, inner(ids).logits, **EXACT)
-        assert AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() == tokenizer.get_vocab()
-        assert not [p for p in (tmp_path / name).iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
-    loaded, loaded_tokenizer = load_policy(tmp_path / "policy")
-    assert not loaded.training and loaded_tokenizer.pad_token_id == PAD
-    assert same_weights(loaded, policy)
-    assert same_weights(RewardModel.load(tmp_path / "reward"), reward_model)
-    assert same_weights(ValueModel.load(tmp_path / "value"), value_model)
-
-
-def test_pad_equal_to_eos_is_refused(tokenizer, tmp_path):
-    bad = copy.deepcopy(tokenizer)
-    bad.pad_token = bad.eos_token
-    save_model(make_policy(tokenizer), bad, tmp_path)
-    with pytest.raises(ValueError, match=r"pad_token and eos_token are both '<\|endoftext\|>' "
-                                         r"\(id 0\).*never learn to stop"):
-        load_policy(tmp_path)
-
-
-def test_a_tokenizer_without_eos_is_refused(tokenizer, tmp_path):
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no EOS token; set eos_token"):
-        load_tokenizer(tmp_path)
-
-
-def test_gpt2_tokenizer_gets_a_pad_token_and_the_model_an_embedding(tmp_path):
-    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    bpe = Tokenizer(models.BPE(vocab=alphabet | {"<|endoftext|>": 256}, merges=[]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    gpt2 = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
-    assert gpt2.pad_token_id is None
-    model = make_policy(gpt2)
-    save_model(model, gpt2, tmp_path)
-    policy, tokenizer = load_policy(tmp_path)
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)) == (256, 257, 258)
-    assert tokenizer.padding_side == "left"
-    ids = torch.tensor([gpt2.encode("Any text.")])
-    with torch.no_grad():
-        logits = policy(ids).logits
-        torch.testing.assert_close(logits[..., :257], model(ids).logits, **EXACT)
-    assert logits.shape[-1] == 258
-    save_model(policy, tokenizer, tmp_path / "again")  # and it stays so
-    assert same_weights(load_policy(tmp_path / "again")[0], policy)
-
-
-def test_another_architecture_is_refused(tokenizer, tmp_path):
-    LlamaConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="the model is of type 'llama'.*GPT-2 style"):
-        load_policy(tmp_path)
-    with pytest.raises(ValueError, match="the model is of type 'llama'"):
-        RewardModel.load(tmp_path)
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere: no model could be read there"):
-        load_policy(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="nowhere: no tokenizer could be read there"):
-        load_tokenizer(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("rows", [200, 1000])
-def test_a_tokenizer_of_another_model_is_refused(tokenizer, tmp_path, rows):
-    other = make_policy(Ids(range(rows)))
-    save_model(other, tokenizer, tmp_path)
-    with pytest.raises(ValueError, match=f"tokenizer has 320 tokens and the model's embedding "
-                                         f"{rows} rows: they were not made for each other"):
-        load_policy(tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["cut", "zeros", "empty"])
-def test_damaged_weights_are_named(policy, tokenizer, tmp_path, damage):
-    save_model(policy, tokenizer, tmp_path)
-    file = tmp_path / "model.safetensors"
-    data = file.read_bytes()
-    file.write_bytes({"cut": data[:len(data) // 2], "zeros": bytes(100) + data[100:],
-                      "empty": b""}[damage])
-    with pytest.raises(ValueError, match="the weights could not be read; the file is damaged"):
-        load_policy(tmp_path)
-
-
-@pytest.mark.parametrize("change", ["missing", "reshaped"])
-def test_a_checkpoint_without_all_tensors_is_refused(networks, tokenizer, tmp_path, change):
-    policy, reward_model, _ = networks
-    for model, load in ((policy, load_policy), (reward_model, RewardModel.load)):
-        save_model(model, tokenizer, tmp_path)
-        tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
-        name = next(n for n in tensors if n.endswith("h.1.mlp.c_fc.weight"))
-        if change == "missing":
-            del tensors[name]
-        else:
-            tensors[name] = tensors[name][:4].clone()
-        safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(ValueError, match="lacks 1 of the model's tensors or has them in another"
-                                             " shape than config.json says, first .*h.1.mlp.c_fc"):
-            load(tmp_path)
-
-
-def test_pickled_weights_are_not_read(policy, tokenizer, tmp_path):
-    save_model(policy, tokenizer, tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(policy.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="the weights could not be read; no format but "
-                                         "model.safetensors is .*no file named model.safetensors"):
-        load_policy(tmp_path)
-
-
-@pytest.mark.parametrize("place", ["empty", "file", "none", "./none", "a/b/none"])
-def test_what_is_no_model_says_what_would_be_one(tmp_path, place, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("x")
-    path = tmp_path / place if place == "none" else place
-    with pytest.raises(ValueError) as error:
-        load_policy(path)
-    assert str(error.value) == (
-        f"{path}: no model could be read there; give a folder with config.json, model.safetensors "
-        "and the tokenizer, or a model's name on the hub")
-
-
-def test_a_name_that_may_be_of_the_hub_is_looked_up_and_both_are_told(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no-such-model: no model could be read on the hub, and "
-                                         "there is no such folder"):
-        load_policy("no-such-model")
-
-
-def test_a_model_without_its_tokenizer_is_named(policy, tmp_path):
-    policy.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="tokenizer has no tokens of text; its files, such as "
-                                         "tokenizer.json, are missing there|no tokenizer could be"):
-        load_policy(tmp_path)
-
-
-def test_remote_code_is_not_run(policy, tokenizer, tmp_path):
-    save_model(policy, tokenizer, tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config",
-                                                  "AutoModelForCausalLM": "code.Model"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "code.py").write_text("raise SystemExit('remote code was run')\n")
-    with pytest.raises(ValueError, match="no model could be read there"):
-        load_policy(tmp_path)

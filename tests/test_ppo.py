@@ -404,7 +404,7 @@ def test_gradients_are_clipped_for_each_model_alone(tokenizer):
 def test_every_episode_is_used_once_per_epoch(tokenizer, monkeypatch):
     seen = []
 
-    def spy(policy, value_model, optimizer, rollout, targets, config, ptx_rows, step):
+    def spy(policy, value_model, optimizer, rollout, targets, config, ptx_rows, step, together):
         seen.append((rollout.scores.tolist(), None if ptx_rows is None else ptx_rows.tolist()))
         return {"ratio_max": 1.0, "ratio_min": 1.0, "approx_kl": 0.0}
 

@@ -113,11 +113,16 @@ def test_loss_of_a_nearly_uniform_model_is_ln_v():
     assert lm_loss(model, rows).item() == pytest.approx(math.log(300), abs=1e-3)
 
 
-def test_loss_equals_that_of_transformers_labels():
+def test_loss_and_gradient_equal_those_of_transformers_labels():
     model = build_model(CONFIG, TOKENIZER, seed=0)
     rows = copy_rows(4, 16, 300, torch.Generator().manual_seed(0))
-    expected = model(rows, labels=rows).loss
-    torch.testing.assert_close(lm_loss(model, rows), expected, **FP32)
+    gradients = []
+    expected, loss = model(rows, labels=rows).loss, lm_loss(model, rows)
+    torch.testing.assert_close(loss, expected, **FP32)
+    for x in (loss, expected):
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(
+            x, list(model.parameters()))]))
+    torch.testing.assert_close(*gradients, **FP32)
 
 
 def test_weights_follow_from_the_seed_and_leave_the_global_generator_alone():

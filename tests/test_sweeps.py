@@ -19,7 +19,7 @@ def sweeps(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     yield importlib.import_module("sweeps")
     for name in ("record", "sweeps"):
-        sys.modules.pop(name)
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")

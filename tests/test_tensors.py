@@ -21,6 +21,7 @@ from rlhf_mini.tensors import (
     masked_mean,
     masked_var,
     masked_whiten,
+    pick_tokens,
 )
 
 
@@ -110,6 +111,34 @@ def test_entropy_of_uniform_and_certain_and_random_distributions():
     logits = 3 * draw(6, 4, 9)
     expected = scipy.stats.entropy(scipy.special.softmax(logits.numpy(), axis=-1), axis=-1)
     np.testing.assert_allclose(compute_entropy(logits), expected, **FP32)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])
+def test_a_token_owns_as_much_of_the_noise_as_its_probability(temperature):
+    logits, n = 2 * draw(7, 9, dtype=torch.float32), 20_000
+    noise = (torch.arange(n) + 0.5) / n
+    counts = np.bincount(pick_tokens(logits.expand(n, -1), temperature, noise), minlength=9)
+    expected = n * scipy.special.softmax(logits.double().numpy() / temperature)
+    assert np.abs(counts - expected).max() <= 1.5  # both ends of an interval fall between two
+
+
+def test_tokens_stand_in_the_order_of_the_noise():
+    picked = pick_tokens(draw(8, 9).expand(500, -1), 1.0, torch.arange(500) / 500)
+    assert picked.tolist() == sorted(picked.tolist())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_ends_of_the_noise_pick_tokens_that_can_be(seed):
+    logits = 3 * draw(seed, 1, 11, dtype=torch.float32)
+    logits[0, [0, 1, 9, 10]] = -torch.inf
+    largest = 1 - 2.0**-24  # the largest float32 below 1
+    assert pick_tokens(logits, 0.9, torch.tensor([0.0])).item() == 2
+    assert pick_tokens(logits, 0.9, torch.tensor([largest])).item() == 8
+
+
+def test_temperature_zero_takes_the_likeliest_token_without_noise():
+    logits = draw(9, 50, 11)
+    assert pick_tokens(logits, 0, None).tolist() == logits.numpy().argmax(-1).tolist()
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6).filter(any), min_size=1,

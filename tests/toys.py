@@ -7,6 +7,7 @@ import random
 import torch
 from conftest import make_policy
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_mini.data import TokenBatch, collate
 from rlhf_mini.models import RewardModel
@@ -14,6 +15,12 @@ from rlhf_mini.training import TrainingRecord
 
 EOS, PAD, V = 0, 1, 320  # ids and size of the `tokenizer` fixture
 GARBAGE = [float("inf"), float("-inf"), float("nan"), 1e30]
+
+
+class Ids(list):
+    """All that `make_policy` needs of a tokenizer: its length and the special ids."""
+
+    eos_token_id, pad_token_id = EOS, PAD
 
 
 def make_pairs(
@@ -31,6 +38,24 @@ def make_pairs(
 def make_batch(rows: int, seed: int = 0, **lengths) -> TokenBatch:
     """`make_pairs` as a padded batch."""
     return collate(make_pairs(rows, seed, **lengths), PAD)
+
+
+CONFIGS = {  # what GPT-2's configuration may change in the arithmetic
+    "plain": {},
+    "scaled by layer": dict(scale_attn_by_inverse_layer_idx=True),
+    "not scaled": dict(scale_attn_weights=False),
+    "relu": dict(activation_function="relu"),
+    "gelu in one step": dict(activation_function="gelu_pytorch_tanh"),
+    "narrow MLP, coarse norm": dict(n_inner=48, layer_norm_epsilon=0.1),
+}
+
+
+def configured(name: str) -> GPT2LMHeadModel:
+    """A random GPT-2 of 3 layers and 4 heads, context 64, with one of `CONFIGS`."""
+    torch.manual_seed(1)
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=V, n_positions=64, n_embd=32, n_layer=3, n_head=4, initializer_range=0.2,
+        bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD, **CONFIGS[name])).eval()
 
 
 def random_mask(rows: int, width: int, seed: int = 0) -> torch.Tensor:

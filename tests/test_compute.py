@@ -1,0 +1,128 @@
+"""Precision and compiler: what runs in which type, and that nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+import torch
+from toys import make_batch, make_reward_model
+
+from rlhf_mini.compute import compilable, computing
+from rlhf_mini.config import ComputeConfig, SFTConfig, load_preset, override
+from rlhf_mini.models import RewardModel, ValueModel, compute_response_logprobs
+from rlhf_mini.sft import sft_loss
+
+CPU = torch.device("cpu")
+BF16 = ComputeConfig(dtype="bfloat16")
+# bfloat16 keeps 8 bits: each product's inputs are rounded by up to 2**-9 of their size. The toy's
+# logits are below 4 in size and pass through two layers.
+ROUNDED = dict(rtol=0, atol=0.1)
+
+
+def step(policy, batch) -> tuple[float, list[torch.Tensor]]:
+    """The SFT loss and its gradients."""
+    logprobs, _ = compute_response_logprobs(policy, batch)
+    loss, stats = sft_loss(logprobs, batch.response_mask)
+    return stats["loss"], list(torch.autograd.grad(loss, list(policy.parameters())))
+
+
+def test_bfloat16_rounds_products_and_nothing_else(policy):
+    batch = make_batch(6)
+    exact, _ = compute_response_logprobs(policy, batch)
+    with computing(BF16, CPU):
+        rounded, entropy = compute_response_logprobs(policy, batch)
+        loss, gradients = step(policy, batch)
+    assert rounded.dtype == entropy.dtype == torch.float32
+    assert {p.dtype for p in policy.parameters()} == {g.dtype for g in gradients} == {torch.float32}
+    torch.testing.assert_close(rounded, exact, **ROUNDED)
+    assert (rounded - exact).abs().max() > 1e-4  # it did round
+    assert abs(loss - step(policy, batch)[0]) < 0.02
+
+
+def test_the_rounded_weights_follow_the_optimizer(policy):
+    # A cache of rounded weights would survive the step and freeze the loss.
+    batch = make_batch(6)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
+    with computing(BF16, CPU):
+        losses = []
+        for _ in range(3):
+            loss, gradients = step(policy, batch)
+            for parameter, gradient in zip(policy.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            losses.append(loss)
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_scores_and_values_are_not_rounded_at_the_end(policy):
+    # A score in bfloat16 could take 256 values between 1 and 2 only.
+    reward_model = make_reward_model(policy)
+    with torch.no_grad():
+        reward_model.model.classifier.bias.fill_(1000.0)
+    batch = make_batch(6)
+    with computing(BF16, CPU), torch.no_grad():
+        scores = reward_model(batch.input_ids, batch.attention_mask)
+        values = ValueModel.from_reward_model(reward_model)(batch)
+    assert scores.dtype == values.dtype == torch.float32
+    assert len(set(scores.tolist())) > 1  # near 1000 two neighbours in bfloat16 are 4 apart
+    assert isinstance(reward_model, RewardModel)
+
+
+def test_the_precision_ends_with_the_block():
+    with pytest.raises(KeyError), computing(BF16, CPU):
+        assert torch.is_autocast_enabled("cpu")
+        raise KeyError
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_float32_is_exactly_what_it_is_without(policy):
+    batch = make_batch(6)
+    with computing(ComputeConfig(), CPU):
+        inside = compute_response_logprobs(policy, batch)
+    for a, b in zip(inside, compute_response_logprobs(policy, batch), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_compiling_is_asked_for_and_ends_with_the_block(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: compiled.append(dynamic) or (
+        lambda x: ("compiled", function(x))))
+    double = compilable(lambda x: 2 * x)
+    assert double(2) == 4 and not compiled
+    with computing(ComputeConfig(compile=True), CPU):
+        assert double(2) == ("compiled", 4) and double(3) == ("compiled", 6)
+    assert double(2) == 4 and compiled == [True]  # once, for any shapes
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None,
+                    reason="compiling needs a C++ compiler")
+def test_compiled_layers_give_the_same_loss_and_gradients(policy):
+    small, large = make_batch(3), make_batch(5, seed=1, response=(6, 12))
+    eager = [step(copy.deepcopy(policy), batch) for batch in (small, large)]
+    with computing(ComputeConfig(compile=True), CPU):
+        fused = [step(policy, batch) for batch in (small, large)]
+    for (loss, gradients), (other, others) in zip(eager, fused, strict=True):
+        assert abs(loss - other) < 1e-5
+        for a, b in zip(gradients, others, strict=True):  # sums in another order
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gpu_without_bfloat16_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100")
+    with (pytest.raises(ValueError, match="compute.dtype = 'bfloat16': Tesla P100 does not"),
+          computing(BF16, torch.device("cuda"))):
+        pass
+
+
+def test_other_types_are_refused():
+    with pytest.raises(ValueError, match="ComputeConfig.dtype = 'float16': expected 'float32' or "
+                                         "'bfloat16'"):
+        override(load_preset("cpu"), ["compute.dtype=float16"])
+
+
+def test_settings_of_computing_have_no_name_of_another_stage():
+    assert override(load_preset("cpu"), ["dtype=bfloat16"]).compute.dtype == "bfloat16"
+    assert not hasattr(SFTConfig(), "compile")
