@@ -19,12 +19,14 @@ import textwrap
 from pathlib import Path
 
 import torch
-from record import RECORDED, make_manifest
+from record import RECORDED, describe_device, make_manifest, source_state
 from transformers.utils import logging
 
+from rlhf_mini.compute import computing
 from rlhf_mini.config import RunConfig, override
 from rlhf_mini.evaluation import evaluate_policy, evaluate_zero_shot, mean_interval, summarize
-from rlhf_mini.models import RewardModel, load_policy
+from rlhf_mini.loading import load_policy
+from rlhf_mini.models import RewardModel
 from rlhf_mini.pipeline import finished_stage, versions
 from rlhf_mini.runtime import fingerprint, read_json, read_metrics, resolve_device, write_json
 from rlhf_mini.stages import run_ppo
@@ -33,6 +35,8 @@ from rlhf_mini.workspace import Run, grader_of
 OUT = RECORDED / "sweeps"
 BETAS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # kl_coef, with ptx_coef = 0
 GAMMAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # ptx_coef, with kl_coef = 0
+
+CURVE = ("kl_per_sequence", "score", "gold")
 
 
 def list_points(betas: list[float], gammas: list[float]) -> list[tuple[float, float]]:
@@ -45,7 +49,8 @@ def list_points(betas: list[float], gammas: list[float]) -> list[tuple[float, fl
                                *((0.0, gamma) for gamma in gammas)]))
 
 
-def open_finished(directory: Path, assignments: list[str]) -> tuple[Run, dict]:
+def open_finished(directory: Path, assignments: list[str], device: str = "cpu",
+                  ) -> tuple[Run, dict]:
     """Return a finished run with changed settings, and its report.
 
     Raises:
@@ -59,7 +64,7 @@ def open_finished(directory: Path, assignments: list[str]) -> tuple[Run, dict]:
     config = RunConfig(**{f.name: type(getattr(RunConfig(), f.name))(**report["config"][f.name])
                           for f in dataclasses.fields(RunConfig)})
     config = override(config, [*assignments, "evaluation.split=valid"])
-    return Run(directory, config, report["seed"], resolve_device("cpu"), label="sweep"), report
+    return Run(directory, config, report["seed"], resolve_device(device), label="sweep"), report
 
 
 def inputs_of(run: Run) -> str:
@@ -90,16 +95,19 @@ def measure_point(run: Run, kl_coef: float, ptx_coef: float, start: dict) -> dic
 
     Returns:
         The coefficients, `sampled`, `greedy` and `zero_shot` measures, the paired `gain` over SFT
-        by mode, and `last`, the metrics of the last PPO iteration.
+        by mode, `last`, the metrics of the last PPO iteration, and `curve`, of each iteration what
+        the rollout said of the policy that drew it: KL, score and gold score.
     """
     ppo = dataclasses.replace(run.config.ppo, kl_coef=kl_coef, ptx_coef=ptx_coef, kl_target=0.0)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, ppo=ppo))
     with tempfile.TemporaryDirectory() as folder:
         run_ppo(run, Path(folder), "sft", 1, ptx=ptx_coef > 0)
-        last = read_metrics(Path(folder) / "metrics.jsonl")[-1]
+        history = read_metrics(Path(folder) / "metrics.jsonl")
         results, gold = _judge(run, Path(folder))
     gain = {mode: mean_interval(gold[mode] - start[mode], run.config.evaluation) for mode in gold}
-    return {"kl_coef": kl_coef, "ptx_coef": ptx_coef, "last": last, "gain": gain} | results
+    curve = {name: [row[name] for row in history] for name in CURVE if name in history[0]}
+    return {"kl_coef": kl_coef, "ptx_coef": ptx_coef, "last": history[-1], "curve": curve,
+            "gain": gain} | results
 
 
 def _judge(run: Run, folder: Path) -> tuple[dict, dict]:
@@ -119,7 +127,7 @@ def _judge(run: Run, folder: Path) -> tuple[dict, dict]:
 
 
 def sweep(directories: list[Path], betas: list[float], gammas: list[float],
-          assignments: list[str], out: Path = OUT) -> dict:
+          assignments: list[str], out: Path = OUT, device: str = "cpu") -> dict:
     """Train and judge all points of all runs that `out` does not hold yet.
 
     Args:
@@ -128,19 +136,21 @@ def sweep(directories: list[Path], betas: list[float], gammas: list[float],
         gammas: values of ptx_coef.
         assignments: further settings for all points, as after `--set`.
         out: folder of the results.
+        device: of all models.
 
     Returns:
         `grid`, `settings` and `runs`, each with `seed`, `inputs`, `sft` and `points`.
     """
     path, points = out / "sweeps.json", list_points(betas, gammas)
     old = {row["inputs"]: row for row in read_json(path)["runs"]} if path.exists() else {}
-    opened = [open_finished(directory, assignments) for directory in directories]
+    opened = [open_finished(directory, assignments, device) for directory in directories]
     rows = [old.get(inputs_of(run), {"seed": run.seed, "inputs": inputs_of(run), "points": []})
             for run, _ in opened]
     result = {"grid": {"kl_coef": betas, "ptx_coef": gammas}, "settings": assignments, "runs": rows}
     commands = textwrap.dedent(__doc__.split("\n\n")[1]).splitlines()
     manifest = {"commands": commands, "settings": assignments,
-                "versions": versions(), "threads": torch.get_num_threads(),
+                "versions": versions(), "threads": torch.get_num_threads(), **source_state(),
+                "device": describe_device(resolve_device(device)),
                 "runs": [make_manifest(report) for _, report in opened]}
     for (run, _), row in zip(opened, rows, strict=True):
         row["points"] = [p for p in row["points"] if (p["kl_coef"], p["ptx_coef"]) in points]
@@ -148,11 +158,12 @@ def sweep(directories: list[Path], betas: list[float], gammas: list[float],
                 if point not in {(p["kl_coef"], p["ptx_coef"]) for p in row["points"]}]
         gold = None
         for number, point in enumerate(todo, start=1):
-            if gold is None:
-                row["sft"], gold = measure_sft(run)
             run.label = f"seed {run.seed} [{number}/{len(todo)}]"
             run.say(f"kl_coef {point[0]:g}, ptx_coef {point[1]:g}")
-            row["points"].append(measure_point(run, *point, gold))
+            with computing(run.config.compute, run.device):
+                if gold is None:
+                    row["sft"], gold = measure_sft(run)
+                row["points"].append(measure_point(run, *point, gold))
             write_json(path, result)
             write_json(out / "manifest.json", manifest)
     return result
@@ -167,11 +178,12 @@ def main() -> None:
                         help="values of ptx_coef, with kl_coef = 0")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                         dest="assignments", help="change a setting of PPO or of the evaluation")
+    parser.add_argument("--device", default="cpu", help="auto, cpu or cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    sweep(args.runs, args.betas, args.gammas, args.assignments, args.out)
+    sweep(args.runs, args.betas, args.gammas, args.assignments, args.out, args.device)
     print(f"wrote {args.out}")
 
 
