@@ -4,8 +4,8 @@ r"""Run every shell command that the README and the pages of the book print.
     python tests/book/commands.py --install    # only those that install, in a new environment
 
 A block of commands runs as it is printed, with three stand-ins so that it takes seconds and no
-network: `rlhf-mini` gets `--preset smoke` behind its own options, a folder `gpt2` with a small
-random model stands for the hub's, and made-up lines stand for the data that a reader brings.
+network: `rlhf-mini` and `torchrun` get `--preset smoke` behind their own options, a folder `gpt2`
+with a small random model stands for the hub's, and made-up lines for the data that a reader brings.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ ELSEWHERE = {  # the beginning of a block, and why it is not run here
     "conda ": "needs conda",
     "python tests/mutants.py": "tests/test_mutants.py does the same",
     "python -m pytest tests/book": "it is what continuous integration runs",
-    "pip install 'rlhf-mini[hub]'": "needs a release in the package index",
+    "pip install 'rlhf-mini[": "needs a release in the package index",
+    "python benchmarks/gpu_suite.py": "needs a GPU; tests/test_gpu_suite.py runs it small",
 }
+TORCHRUN = """#!/usr/bin/env bash
+exec {python} -m torch.distributed.run --standalone "$@" --preset smoke --device cpu
+"""
 SHIM = """#!/usr/bin/env bash
 case "$1" in
   chat) printf 'Good morning!\\n\\n' | {python} -m rlhf_mini "$@" ;;
@@ -96,8 +100,9 @@ def prepare(folder: Path) -> dict[str, str]:
     tokenizer.save_pretrained(folder / "gpt2")
     shims = folder / ".shims"
     shims.mkdir()
-    (shims / "rlhf-mini").write_text(SHIM.format(python=sys.executable))
-    (shims / "rlhf-mini").chmod(0o755)
+    for name, text in (("rlhf-mini", SHIM), ("torchrun", TORCHRUN)):
+        (shims / name).write_text(text.format(python=sys.executable))
+        (shims / name).chmod(0o755)
     path = os.pathsep.join([str(shims), str(Path(sys.executable).parent), os.environ["PATH"]])
     return os.environ | {"PATH": path, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
 
