@@ -10,42 +10,14 @@ which says what made them.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import shutil
-import subprocess
 from pathlib import Path
 
-import torch
-
+from rlhf_mini.experiments.study import source_state
 from rlhf_mini.runtime import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "data" / "recorded"
-
-
-def source_state() -> dict:
-    """Say which code made a result: `commit`, and the files `changed` or new since then, by name.
-
-    Where git or its folder is missing, the variable GIT_COMMIT may name the commit; what was
-    changed is not known then (None).
-    """
-    def ask(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True,
-                              check=True).stdout
-
-    try:
-        changed = ask("status", "--porcelain", "--", "rlhf_mini", "benchmarks").splitlines()
-        return {"commit": ask("rev-parse", "HEAD").strip(), "changed": [x[3:] for x in changed]}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": os.environ.get("GIT_COMMIT") or None, "changed": None}
-
-
-def describe_device(device: torch.device | str) -> str:
-    """Return a GPU's name, or the kind of the processor."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()})"
 
 
 def make_manifest(report: dict) -> dict:

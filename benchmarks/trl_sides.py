@@ -91,7 +91,7 @@ class Bench:
     setting: Setting
     models: Path
     device: torch.device
-    activation: dict[str, str]  # of TRL's models: changes of the checkpoint's configuration
+    tuned: bool  # TRL in our precision, without checkpointing, with our activation
 
 
 # ---- ours: each returns a function that trains, and the units of work in it ----------------------
@@ -132,17 +132,19 @@ def ours_reward(bench: Bench, work: int):
 
 
 def common_arguments(bench: Bench) -> dict:
-    """Return what all of TRL's trainers are told: precision, no checkpointing, nothing reported."""
+    """Return what all of TRL's trainers are told: which device, nothing saved or reported."""
+    told = {"gradient_checkpointing": False, "bf16": bench.setting.dtype == "bfloat16"}
     return dict(output_dir=tempfile.mkdtemp(), report_to="none", save_strategy="no",
-                bf16=bench.setting.dtype == "bfloat16", gradient_checkpointing=False,
-                logging_strategy="no", disable_tqdm=True, use_cpu=bench.device.type == "cpu")
+                logging_strategy="no", disable_tqdm=True, use_cpu=bench.device.type == "cpu",
+                **told if bench.tuned else {})
 
 
 def load_for_trl(bench: Bench, kind: str, name: str):
     """Load a saved model in float32 with transformers' class of that kind."""
     import transformers
+    changed = {"activation_function": "gelu_pytorch_tanh"} if bench.tuned else {}
     return getattr(transformers, kind).from_pretrained(bench.models / name, dtype=torch.float32,
-                                                       **bench.activation)
+                                                       **changed)
 
 
 def trl_ppo(bench: Bench, work: int):

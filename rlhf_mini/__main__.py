@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   rlhf-mini ppo --out runs/cpu --set kl_coef=0.02       another PPO; earlier stages are kept
   rlhf-mini reward --out runs/hh --model gpt2 --rankings pairs.jsonl.gz
   rlhf-mini chat --out runs/cpu base sft ppo            three models side by side
+  rlhf-mini experiment noise --seeds 5                  one study of the book's last part
 """
 
 
@@ -55,6 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("--out", required=True, metavar="DIR", type=_folder,
                         help="folder of the run")
+    _add_experiment_options(commands.add_parser(
+        "experiment", help="put one criticism of the method to the test, over several seeds",
+        description="Run a study over its conditions and seeds. What is finished is kept; the "
+        "same command goes on after a stop."))
     _add_chat_options(commands.add_parser(
         "chat", help="talk to models, several side by side",
         description="Talk to models. Reads one prompt per line; an empty line or Ctrl-D ends.",
@@ -93,6 +98,22 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
             help=f"your own {kind}: a .jsonl or .jsonl.gz file, a folder, or a hub dataset")
 
 
+def _add_experiment_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("name", metavar="NAME", help="of the study; an unknown one lists them")
+    add("--seeds", type=int, default=5, metavar="N", help="runs per condition (default: 5)")
+    add("--jobs", type=int, default=os.cpu_count(), metavar="N",
+        help="runs at a time, one thread each (default: the number of processors)")
+    add("--base", metavar="DIR", type=_folder,
+        help="run whose base and SFT model are used (default: runs/PRESET)")
+    add("--out", metavar="DIR", type=_folder,
+        help="folder of the results (default: data/recorded/NAME)")
+    add("--preset", default="cpu", metavar="NAME", help=f"{', '.join(PRESETS)} (default: cpu)")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", dest="assignments",
+        help="change a setting; may be repeated")
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
 def _add_chat_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("checkpoints", nargs="+", metavar="CHECKPOINT", type=_text,
@@ -116,6 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.command == "chat":
             return _chat(args)
+        if args.command == "experiment":
+            return _experiment(args, shlex.join(["rlhf-mini", *arguments]))
         if args.command == "report":
             _quiet()
             from rlhf_mini.pipeline import report_run
@@ -190,6 +213,23 @@ def _run(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def _experiment(args: argparse.Namespace, command: str) -> int:
+    _quiet()
+    from rlhf_mini.experiments import STUDIES, run_study
+    from rlhf_mini.runtime import resolve_device
+
+    if args.name not in STUDIES:
+        known = "\n".join(f"  {name:12} {study.question}" for name, study in STUDIES.items())
+        raise ValueError(f"there is no study {args.name!r}; there are\n{known}")
+    study = STUDIES[args.name]
+    smaller = study.settings if args.preset == "cpu" else ()
+    config = override(load_preset(args.preset), [*smaller, *args.assignments])
+    run_study(study, config, args.base or Path("runs") / args.preset,
+              args.out or Path("data/recorded") / args.name, args.seeds, args.jobs,
+              resolve_device(args.device), command)
+    return 0
+
+
 def _less_memory(stage: str, config) -> str:
     """Say which settings halve the largest tensors of a stage."""
     kind = stage.partition("_")[0]
@@ -219,6 +259,9 @@ def _town_files(args: argparse.Namespace, config) -> int:
 
 
 def _say_stopped(args: argparse.Namespace, arguments: list[str]) -> None:
+    if args.command == "experiment":
+        print("\nstopped; finished runs are kept, the same command goes on", file=sys.stderr)
+        return
     if args.command in ("chat", "report") or getattr(args, "write", None) or (
             getattr(args, "check", None)):
         print("\nstopped", file=sys.stderr)

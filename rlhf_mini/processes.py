@@ -4,8 +4,9 @@
 
 Every process holds all models and does all that one process would do, but of each batch it takes
 its share only. Gradients are averaged over the processes (PyTorch's DistributedDataParallel), so
-that all take the same step. The first process writes; the others work in a folder that is thrown
-away. With one process each function here is the trivial one.
+that all take the same step. Models are not split over processes (FSDP): sampling, checkpoints and
+the average policy read whole weights. The first process writes; the others work in a folder that
+is thrown away. With one process each function here is the trivial one.
 """
 
 from __future__ import annotations
@@ -46,10 +47,15 @@ def join_processes(device: torch.device) -> None:
         device: "cpu" (gloo connects) or "cuda" (NCCL connects, one GPU per process).
 
     Raises:
-        ValueError: if accelerate is missing or there are fewer GPUs than processes.
+        ValueError: if accelerate is missing or told to split models (FSDP, DeepSpeed), or there are
+            fewer GPUs than processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
+    for splitter in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{splitter}", "false").lower() in ("true", "1"):
+            raise ValueError(f"ACCELERATE_USE_{splitter} is set, and here each process must hold "
+                             "whole models: start with torchrun, or accelerate launch --multi_gpu")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda" and here > torch.cuda.device_count():
         raise ValueError(f"torchrun started {here} processes here, and there are "

@@ -25,7 +25,7 @@ TINY = trl_sides.SETTINGS["tiny"]
 def bench(tmp_path_factory) -> trl_sides.Bench:
     folder = tmp_path_factory.mktemp("models")
     trl_sides.save_models(TINY, folder)
-    return trl_sides.Bench(TINY, folder, torch.device("cpu"), {})
+    return trl_sides.Bench(TINY, folder, torch.device("cpu"), tuned=False)
 
 
 def row(side: str, speed: float, memory: float = 100.0, gpu: float | None = None) -> dict:
@@ -47,7 +47,7 @@ def test_ratio_is_the_geometric_mean_of_pairs_with_its_interval():
 
 
 def test_each_column_of_trl_has_its_own_ratio_and_a_gpus_memory_counts_there():
-    rows = [row("ours", 20, gpu=7.0), row("trl", 10, gpu=9.0), row("trl_tanh", 16, gpu=8.0)]
+    rows = [row("ours", 20, gpu=7.0), row("trl", 10, gpu=9.0), row("trl_tuned", 16, gpu=8.0)]
     (summary,), table = against_trl.summarize(rows, ["ppo"])
     assert table.splitlines()[-1] == "| ppo | episodes | 20 | 10 | 16 | 2.00 | 1.25 | 7 : 9 : 8 |"
     assert table.count("\n") == 2 and len({line.count("|") for line in table.splitlines()}) == 1
@@ -76,8 +76,7 @@ def test_all_sides_load_the_same_weights_and_only_the_activation_differs(bench):
     ours, tokenizer = load_policy(bench.models / "policy")
     hub = trl_sides.load_for_trl(bench, "AutoModelForCausalLM", "policy")
     told = trl_sides.load_for_trl(
-        trl_sides.Bench(TINY, bench.models, bench.device,
-                        {"activation_function": "gelu_pytorch_tanh"}),
+        trl_sides.Bench(TINY, bench.models, bench.device, tuned=True),
         "AutoModelForCausalLM", "policy")
     plain = AutoModelForCausalLM.from_pretrained(bench.models / "policy")
     assert plain.config.activation_function == hub.config.activation_function == "gelu_new"

@@ -20,7 +20,7 @@ LAYERS = [
     "records data selection readers loading models kl advantages decoding generation town",
     "pretrain sft ranking reward rollout",
     "ppo evaluation",
-    "plots report workspace stages pipeline notebook __main__",
+    "plots report workspace stages pipeline experiments notebook __main__",
 ]
 ORDER = [module for row in LAYERS for module in row.split()]
 # What the book teaches. The rest of layers 0 and 1 is plumbing: settings, files, records.
@@ -32,7 +32,7 @@ ALGORITHMS = [module for row in LAYERS[:4] for module in row.split()
 
 
 def module_of(path: Path) -> str:
-    """The module that a file belongs to; all of town/ is `town`."""
+    """The module that a file belongs to; all of town/ is `town`, so experiments/."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -33,6 +33,14 @@ def run(*arguments, launcher=TORCHRUN) -> tuple[int, str]:
     return process.returncode, said
 
 
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_models_split_over_processes_are_refused(monkeypatch, name):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(ValueError, match=f"{name} is set.*whole models"):
+        processes.join_processes(torch.device("cpu"))
+
+
 def test_two_processes_take_the_step_of_one():
     code, said = run("two_processes.py")
     assert code == 0, said
