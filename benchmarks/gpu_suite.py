@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from record import RECORDED, ROOT, describe_device, record, source_state
+from record import RECORDED, ROOT, record
 
+from rlhf_mini.experiments.study import describe_device, source_state
 from rlhf_mini.pipeline import versions
 from rlhf_mini.runtime import read_json, write_json
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import describe_device, source_state
 from scipy import stats
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
+from rlhf_mini.experiments.study import describe_device, source_state
 from rlhf_mini.pipeline import versions
 from rlhf_mini.runtime import atomic_write, resolve_device, write_json
 

@@ -19,12 +19,13 @@ import textwrap
 from pathlib import Path
 
 import torch
-from record import RECORDED, describe_device, make_manifest, source_state
+from record import RECORDED, make_manifest
 from transformers.utils import logging
 
 from rlhf_mini.compute import computing
 from rlhf_mini.config import RunConfig, override
 from rlhf_mini.evaluation import evaluate_policy, evaluate_zero_shot, mean_interval, summarize
+from rlhf_mini.experiments.study import describe_device, source_state
 from rlhf_mini.loading import load_policy
 from rlhf_mini.models import RewardModel
 from rlhf_mini.pipeline import finished_stage, versions

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from transformers.utils import logging
 
 from rlhf_mini.config import load_preset, override
+from rlhf_mini.experiments import Lab
 from rlhf_mini.pipeline import (
     finished_stage,
     plan_stages,
@@ -93,6 +94,17 @@ def open_run(*stages: str, seed: int = 0, settings: Sequence[str] = (), rounds: 
         run_stages(run, list(stages), f"open_run{stages}", _can_go_on(run, missing, marks))
     print(f"{shown}: {', '.join(marks)} {'are' if len(marks) > 1 else 'is'} complete")
     return run
+
+
+def open_lab(*settings: str, seed: int = 0) -> Lab:
+    """Return a lab for the live version of a study: on the SFT model of `make run`.
+
+    Args:
+        *settings: that make the study small, such as "ranking.prompts=400".
+        seed: of what is made in the lab.
+    """
+    run = open_run("sft")
+    return Lab(run, seed, run.directory / "lab" / f"seed-{seed}").with_settings(*settings)
 
 
 def _say_what_comes(missing: Iterable[str], shown: str) -> None:

@@ -18,9 +18,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import measuring  # noqa: E402
-import record  # noqa: E402
 import rollout  # noqa: E402
 import throughput  # noqa: E402
+
+from rlhf_mini.experiments import study  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Namespace(seed=0, prompt=5, response=3, sft_batch=4, reward_batch=3, episodes=4,
@@ -110,10 +111,10 @@ def test_the_clock_waits_and_the_ceilings_are_positive(monkeypatch):
 
 
 def test_without_git_the_commit_comes_from_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setattr(study, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setenv("GIT_COMMIT", "abc")
-    assert record.source_state() == {"commit": "abc", "changed": None}
+    assert study.source_state() == {"commit": "abc", "changed": None}
 
 
 # ---------------------------------------------------------------- rollout.py
