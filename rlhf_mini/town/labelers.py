@@ -11,7 +11,7 @@ from rlhf_mini.data import Prompt
 from rlhf_mini.town.grader import beyond_ideal, grade
 from rlhf_mini.town.words import words_of
 
-_POLITE = frozenset({"please", "thank", "thanks", "sorry", "welcome", "glad", "happy", "nice"})
+POLITE = frozenset({"please", "thank", "thanks", "sorry", "welcome", "glad", "happy", "nice"})
 TIE = 0.005  # utilities closer than this tie
 
 
@@ -40,7 +40,7 @@ class Labeler:
         scores = grade(prompt, response)[:3]
         value = sum(w * s for w, s in zip(self.weights, scores, strict=True))
         value += self.verbosity * math.tanh(beyond_ideal(prompt, response) / 12)
-        return value + self.politeness * bool(_POLITE & set(words_of(response)))
+        return value + self.politeness * bool(POLITE & set(words_of(response)))
 
     def rank(self, prompt: Prompt, responses: Sequence[str], rng: random.Random
              ) -> tuple[int, ...]:
