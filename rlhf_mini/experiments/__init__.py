@@ -1,6 +1,6 @@
 """Studies: each criticism of the method, put to the test over several seeds."""
 
-from rlhf_mini.experiments import instructions, noise, preferences
+from rlhf_mini.experiments import instructions, noise, overoptimisation, preferences, stability
 from rlhf_mini.experiments.lab import Lab
 from rlhf_mini.experiments.study import (
     Study,
@@ -11,8 +11,8 @@ from rlhf_mini.experiments.study import (
     seed_interval,
 )
 
-STUDIES: dict[str, Study] = {
-    module.STUDY.name: module.STUDY for module in (noise, preferences, instructions)}
+STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in (
+    noise, preferences, instructions, stability, overoptimisation)}
 
 __all__ = ["STUDIES", "Lab", "Study", "effect", "find_rows", "read_rows", "run_study",
            "seed_interval"]
