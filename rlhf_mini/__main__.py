@@ -219,7 +219,7 @@ def _experiment(args: argparse.Namespace, command: str) -> int:
     from rlhf_mini.runtime import resolve_device
 
     if args.name not in STUDIES:
-        known = "\n".join(f"  {name:12} {study.question}" for name, study in STUDIES.items())
+        known = "\n".join(f"  {name:17} {study.question}" for name, study in STUDIES.items())
         raise ValueError(f"there is no study {args.name!r}; there are\n{known}")
     study = STUDIES[args.name]
     smaller = study.settings if args.preset == "cpu" else ()
