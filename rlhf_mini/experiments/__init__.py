@@ -1,6 +1,14 @@
 """Studies: each criticism of the method, put to the test over several seeds."""
 
-from rlhf_mini.experiments import instructions, noise, overoptimisation, preferences, stability
+from rlhf_mini.experiments import (
+    control,
+    instructions,
+    noise,
+    overoptimisation,
+    preferences,
+    stability,
+    tax,
+)
 from rlhf_mini.experiments.lab import Lab
 from rlhf_mini.experiments.study import (
     Study,
@@ -12,7 +20,7 @@ from rlhf_mini.experiments.study import (
 )
 
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in (
-    noise, preferences, instructions, stability, overoptimisation)}
+    control, noise, preferences, instructions, stability, overoptimisation, tax)}
 
 __all__ = ["STUDIES", "Lab", "Study", "effect", "find_rows", "read_rows", "run_study",
            "seed_interval"]
