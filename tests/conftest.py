@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -60,3 +61,25 @@ def make_policy(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> GPT2LMHead
 def policy(tokenizer) -> GPT2LMHeadModel:
     """`make_policy` with seed 0; a new one for every test."""
     return make_policy(tokenizer)
+
+
+# The studies' labs; imported only where they are used, for the import takes a second.
+
+@pytest.fixture(scope="session")
+def smoke_base(tmp_path_factory) -> Path:
+    """The folder of a smoke run that is finished up to SFT."""
+    from rlhf_mini.config import load_preset
+    from rlhf_mini.pipeline import run_stages
+    from rlhf_mini.workspace import Run
+    folder = tmp_path_factory.mktemp("smoke-base")
+    run_stages(Run(folder, load_preset("smoke")), ["sft"], "test")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(smoke_base, tmp_path_factory):
+    """A lab of seed 0 on `smoke_base`; what one test made, the next of its file finds."""
+    from rlhf_mini.config import load_preset
+    from rlhf_mini.experiments import Lab
+    from rlhf_mini.workspace import Run
+    return Lab(Run(smoke_base, load_preset("smoke")), 0, tmp_path_factory.mktemp("lab"))

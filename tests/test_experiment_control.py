@@ -15,22 +15,11 @@ from rlhf_mini.data import Demonstration, Prompt, collate, decode_response, enco
 from rlhf_mini.experiments import Lab
 from rlhf_mini.experiments import control as study
 from rlhf_mini.loading import load_policy
-from rlhf_mini.pipeline import run_stages
 from rlhf_mini.town import grade
 from rlhf_mini.town.responses import SAY_NO
-from rlhf_mini.workspace import Run
 
 SMOKE = load_preset("smoke")
 METHODS = ("demonstrations", *study.RANKED)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Lab:
-    """A lab on a smoke run that is finished up to SFT."""
-    folder = tmp_path_factory.mktemp("run")
-    run = Run(folder, SMOKE)
-    run_stages(run, ["sft"], "test")
-    return Lab(run, 0, folder / "lab")
 
 
 @pytest.fixture(scope="module")

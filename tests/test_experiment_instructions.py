@@ -15,23 +15,12 @@ from rlhf_mini.data import Prompt
 from rlhf_mini.experiments import Lab, effect
 from rlhf_mini.experiments import instructions as study
 from rlhf_mini.loading import load_policy
-from rlhf_mini.pipeline import run_stages
 from rlhf_mini.stages import rank_by
 from rlhf_mini.town import FAMILIES, Labeler
-from rlhf_mini.workspace import Run
 
 SMOKE = load_preset("smoke")
 DAVID = Prompt("x", "What is the job of David?", family="known",
                truth={"name": "David", "attribute": "job", "value": "singer"})
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Lab:
-    """A lab on a smoke run that is finished up to SFT."""
-    folder = tmp_path_factory.mktemp("run")
-    run = Run(folder, SMOKE)
-    run_stages(run, ["sft"], "test")
-    return Lab(run, 0, folder / "lab")
 
 
 # ---------------------------------------------------------------- labelers

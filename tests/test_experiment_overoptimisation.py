@@ -15,21 +15,9 @@ from matplotlib.figure import Figure
 
 from rlhf_mini.config import load_preset
 from rlhf_mini.data import encode_prompt
-from rlhf_mini.experiments import Lab
 from rlhf_mini.experiments import overoptimisation as study
-from rlhf_mini.pipeline import run_stages
-from rlhf_mini.workspace import Run
 
 SMOKE = load_preset("smoke")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Lab:
-    """A lab on a smoke run that is finished up to SFT."""
-    folder = tmp_path_factory.mktemp("base")
-    run = Run(folder, SMOKE)
-    run_stages(run, ["sft"], "test")
-    return Lab(run, 0, folder / "lab")
 
 
 # ---------------------------------------------------------------- best of n

@@ -14,26 +14,14 @@ from matplotlib.figure import Figure
 
 from rlhf_mini.config import load_preset
 from rlhf_mini.data import Prompt, Ranking, collate, encode_pair, encode_prompt
-from rlhf_mini.experiments import Lab
 from rlhf_mini.experiments import preferences as study
-from rlhf_mini.pipeline import run_stages
 from rlhf_mini.town import Labeler, grade
-from rlhf_mini.workspace import Run
 
 SMOKE = load_preset("smoke")
 DAVID = Prompt("x", "What is the job of David?", family="known",
                truth={"name": "David", "attribute": "job", "value": "singer"})
 PLAIN = "David works as a singer."
 LONG = "David works as a singer. Thanks for asking me that now."  # six words more, one polite
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Lab:
-    """A lab on a smoke run that is finished up to SFT."""
-    folder = tmp_path_factory.mktemp("run")
-    run = Run(folder, SMOKE)
-    run_stages(run, ["sft"], "test")
-    return Lab(run, 0, folder / "lab")
 
 
 @pytest.fixture(scope="module")

@@ -11,25 +11,13 @@ from matplotlib.figure import Figure
 
 from rlhf_mini.config import load_preset
 from rlhf_mini.data import Prompt
-from rlhf_mini.experiments import Lab
 from rlhf_mini.experiments import stability as study
-from rlhf_mini.pipeline import run_stages
 from rlhf_mini.town import grade, ideal_response
 from rlhf_mini.town.words import SMALL
-from rlhf_mini.workspace import Run
 
 SMOKE = load_preset("smoke")
 HABITS = {1: "", 2: "Hello. ", 3: "My boss wants this: ", 4: "Dear helper, "}
 TRUTH = {"name": "David", "attribute": "job", "value": "singer"}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Lab:
-    """A lab on a smoke run that is finished up to SFT."""
-    folder = tmp_path_factory.mktemp("base")
-    run = Run(folder, SMOKE)
-    run_stages(run, ["sft"], "test")
-    return Lab(run, 0, folder / "lab")
 
 
 def prompt(text: str, customer: int = 1, family: str = "known", truth: dict = TRUTH) -> Prompt:

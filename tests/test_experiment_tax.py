@@ -17,20 +17,9 @@ from rlhf_mini.experiments import Lab
 from rlhf_mini.experiments import tax as study
 from rlhf_mini.files import read_json
 from rlhf_mini.loading import load_policy
-from rlhf_mini.pipeline import run_stages
 from rlhf_mini.sft import train_sft
-from rlhf_mini.workspace import Run
 
 SMOKE = load_preset("smoke")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Lab:
-    """A lab on a smoke run that is finished up to SFT."""
-    folder = tmp_path_factory.mktemp("run")
-    run = Run(folder, SMOKE)
-    run_stages(run, ["sft"], "test")
-    return Lab(run, 0, folder / "lab")
 
 
 # ---------------------------------------------------------------- the mixed loss

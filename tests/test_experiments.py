@@ -17,7 +17,6 @@ from rlhf_mini.config import load_preset, override
 from rlhf_mini.data import Prompt, Ranking
 from rlhf_mini.experiments import STUDIES, Lab, Study, effect, find_rows, noise, seed_interval
 from rlhf_mini.experiments.study import open_results, run_study, work
-from rlhf_mini.pipeline import run_stages
 from rlhf_mini.town import Labeler
 from rlhf_mini.workspace import Run
 
@@ -25,12 +24,9 @@ CPU = torch.device("cpu")
 SMOKE = load_preset("smoke")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A smoke run, finished up to SFT."""
-    folder = tmp_path_factory.mktemp("base")
-    run_stages(Run(folder, SMOKE), ["sft"], "test")
-    return folder
+@pytest.fixture
+def base(smoke_base) -> Path:
+    return smoke_base
 
 
 @pytest.fixture
