@@ -15,12 +15,11 @@ import argparse
 import json
 import re
 import shutil
-import statistics
 from pathlib import Path
 
-import scipy.stats
 from record import RECORDED, ROOT, make_manifest
 
+from rlhf_mini.experiments import seed_interval
 from rlhf_mini.runtime import atomic_write, read_json, write_json
 
 OUT = RECORDED / "seeds"
@@ -55,14 +54,6 @@ def look_up(report: dict, path: str) -> float:
     for key in path.split("."):
         value = value[key]
     return value
-
-
-def interval_over_seeds(values: list[float], confidence: float = 0.95) -> dict[str, float]:
-    """Return the mean with Student's t interval."""
-    mean = statistics.mean(values)
-    half = (scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-            * statistics.stdev(values) / len(values) ** 0.5)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def write_table(title: str, rows: dict, seeds: list[int]) -> list[str]:
@@ -110,7 +101,7 @@ def main() -> None:
     for quantities in TABLES.values():
         for _, path in quantities:
             values = [look_up(report, path) for report in reports]
-            rows[path] = {"seeds": values} | interval_over_seeds(values)
+            rows[path] = {"seeds": values} | seed_interval(values)
     manifest = {"commands": __doc__.split("\n\n")[1].split("\n"), "seeds": seeds,
                 "versions": reports[0]["versions"], "threads": reports[0]["threads"],
                 "runs": [make_manifest(report) for report in reports]}

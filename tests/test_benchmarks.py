@@ -53,7 +53,7 @@ def test_a_missing_figure_leaves_the_old_record(scripts, tmp_path):
 
 def test_intervals_over_seeds_are_students(scripts):
     values = [0.1, 0.15, 0.12, 0.2, 0.18]
-    found = scripts[1].interval_over_seeds(values)
+    found = scripts[1].seed_interval(values)
     low, high = scipy.stats.t.interval(0.95, 4, statistics.mean(values), scipy.stats.sem(values))
     assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
 
