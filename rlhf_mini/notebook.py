@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from rlhf_mini.config import load_preset, override
 from rlhf_mini.experiments import Lab
+from rlhf_mini.experiments.figures import PALETTE
 from rlhf_mini.pipeline import (
     finished_stage,
     plan_stages,
@@ -35,7 +36,6 @@ from rlhf_mini.runtime import fingerprint, read_json, resolve_device
 from rlhf_mini.workspace import Run
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito
 # Boxes of the map: name, two lines of text, place in a grid of three columns and two rows.
 MAP = {"base": ("Pretrain", "a base model", 0, 0), "sft": ("SFT", "on demonstrations", 1, 0),
        "rankings": ("Rankings", "of K responses", 2, 0),
