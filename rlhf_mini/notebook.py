@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from transformers.utils import logging
 
 from rlhf_mini.config import load_preset, override
-from rlhf_mini.experiments import Lab
+from rlhf_mini.experiments import STUDIES, Lab, read_rows
 from rlhf_mini.experiments.figures import PALETTE
 from rlhf_mini.pipeline import (
     finished_stage,
@@ -158,6 +158,23 @@ def recorded(*parts: str) -> Path:
         there = ", ".join(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*")))
         raise ValueError(f"{'/'.join(parts)}: no such recorded result; there are {there}")
     return path
+
+
+def open_study(name: str) -> list[dict]:
+    """Return the recorded rows of a study, and glue its sizes, `<name>_...`.
+
+    Glued are `seeds`, `runs`, `rankings` (ranked prompts of a run), `iterations` (of PPO), and what
+    the runs took: `minutes` on `jobs` processes.
+    """
+    rows = read_rows(recorded(name, "rows.jsonl"), STUDIES[name])
+    manifest = read_json(recorded(name, "manifest.json"))
+    seeds, settings = len({row["seed"] for row in rows}), manifest["settings"]
+    for key, value in {
+            "seeds": seeds, "runs": seeds * len(STUDIES[name].conditions),
+            "rankings": settings["ranking.prompts"], "iterations": settings["ppo.iterations"],
+            "minutes": round(manifest["seconds"] / 60), "jobs": manifest["jobs"]}.items():
+        glue(f"{name}_{key}", value)
+    return rows
 
 
 def glue(name: str, value: Any) -> None:

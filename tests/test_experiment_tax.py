@@ -63,7 +63,7 @@ def train(lab, ptx_coef, seed=3, **changes):
     config = replace(SMOKE.sft, **changes)
     policy, tokenizer = lab.run.policy("base")
     train, valid = (lab.run.demonstrations(x, tokenizer, config) for x in ("train", "valid"))
-    history = study.train_mixed_sft(policy, tokenizer, train, valid, study.read_corpus(lab),
+    history = study.train_mixed_sft(policy, tokenizer, train, valid, lab.read_corpus(),
                                     ptx_coef, 4, config, seed)
     return policy, history
 
@@ -98,7 +98,7 @@ def test_the_loop_repeats_itself_and_depends_on_seed_and_text(lab):
 
 def test_text_keeps_the_corpus_loss_down(lab):
     def corpus_loss(policy) -> float:
-        rows = study.read_corpus(lab)[:32]
+        rows = lab.read_corpus()[:32]
         with torch.no_grad():
             return policy(input_ids=rows, labels=rows).loss.item()
 
@@ -126,13 +126,11 @@ def test_each_condition_gets_its_policy(lab, monkeypatch):
     assert study.make_policy(lab, study.BASE) == lab.run.directory / "base"
     assert study.make_policy(lab, study.SFT) == lab.policy
     seen = []
-    monkeypatch.setattr(Lab, "train_policy", lambda *args: seen.append(("plain", args[2])))
-    monkeypatch.setattr(study, "train_ptx_policy", lambda *args: seen.append(("text", args[2])))
+    monkeypatch.setattr(Lab, "train_policy", lambda *args: seen.append(args[2]))
     conditions = (*study.BY_KL, *study.BY_PTX, study.BOTH)
     for condition in conditions:
         study.make_policy(lab, condition)
-    for (kind, config), condition in zip(seen, conditions, strict=True):
-        assert kind == ("text" if condition["ptx_coef"] else "plain")
+    for config, condition in zip(seen, conditions, strict=True):
         assert config == replace(SMOKE.ppo, kl_coef=condition["kl_coef"],
                                  ptx_coef=condition["ptx_coef"])
 
@@ -140,8 +138,7 @@ def test_each_condition_gets_its_policy(lab, monkeypatch):
 def test_ppo_with_text_learns_the_text_from_the_same_rollouts(lab):
     reward = lab.train_reward_model(lab.collect("train", SMOKE.ranking.prompts))
     config = replace(SMOKE.ppo, lr=3e-3, ptx_coef=10.0)
-    folders = [lab.train_policy(reward, replace(config, ptx_coef=0.0)),
-               study.train_ptx_policy(lab, reward, config)]
+    folders = [lab.train_policy(reward, replace(config, ptx_coef=x)) for x in (0.0, 10.0)]
     without, mixed = (study.measure_tasks(lab, folder)["corpus_loss"] for folder in folders)
     assert mixed < without - 0.05
     histories = [read_json(folder / "history.json") for folder in folders]

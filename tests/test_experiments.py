@@ -15,8 +15,18 @@ from matplotlib.figure import Figure
 
 from rlhf_mini.config import load_preset, override
 from rlhf_mini.data import Prompt, Ranking
-from rlhf_mini.experiments import STUDIES, Lab, Study, effect, find_rows, noise, seed_interval
+from rlhf_mini.experiments import (
+    STUDIES,
+    Lab,
+    Study,
+    effect,
+    find_rows,
+    noise,
+    read_rows,
+    seed_interval,
+)
 from rlhf_mini.experiments.study import open_results, run_study, work
+from rlhf_mini.files import read_json
 from rlhf_mini.town import Labeler
 from rlhf_mini.workspace import Run
 
@@ -247,3 +257,21 @@ def test_conditions_are_all_different_and_have_one_set_of_keys(name):
     assert len({json.dumps(c, sort_keys=True) for c in conditions}) == len(conditions)
     assert len({tuple(sorted(c)) for c in conditions}) == 1 and "seed" not in conditions[0]
     override(load_preset("cpu"), list(STUDIES[name].settings))
+
+
+RECORDED = Path(__file__).parent.parent / "data" / "recorded"
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if (RECORDED / name).exists()])
+def test_recorded_results_are_whole(name):
+    study, manifest = STUDIES[name], read_json(RECORDED / name / "manifest.json")
+    rows = read_rows(RECORDED / name / "rows.jsonl", study)
+    seeds = {row["seed"] for row in rows}
+    assert len(seeds) >= 5
+    assert all(find_rows(rows, condition, seed) for condition in study.conditions for seed in seeds)
+    assert sum(len(find_rows(rows, condition)) for condition in study.conditions) == len(rows)
+    changed = override(load_preset("cpu"), list(study.settings))
+    assert all(str(manifest["settings"][key]) == str(getattr(getattr(changed, part), field))
+               for key in manifest["settings"] for part, field in [key.split(".")])
+    assert {"commit", "command", "seconds", "versions", "device"} <= set(manifest)
+    assert (RECORDED / name / "figure.png").is_file()

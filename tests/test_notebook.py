@@ -16,11 +16,13 @@ import pytest
 from run_folders import ATTACK
 
 from rlhf_mini import notebook
+from rlhf_mini.experiments import STUDIES
 from rlhf_mini.notebook import (
     MAP,
     glue,
     new_figure,
     open_run,
+    open_study,
     pipeline_map,
     recorded,
     runs_folder,
@@ -148,6 +150,17 @@ def test_recorded_results_come_from_the_checkout_or_the_wheel(monkeypatch, tmp_p
     monkeypatch.setattr(notebook, "CHECKOUT", tmp_path / "site")
     monkeypatch.setattr(notebook, "__file__", str(package / "notebook.py"))
     assert recorded("x.json") == package / "recorded" / "x.json"
+
+
+def test_a_recorded_study_is_opened_with_its_sizes(monkeypatch):
+    glued = {}
+    monkeypatch.setattr(notebook, "glue", glued.__setitem__)
+    rows = open_study("noise")
+    manifest = read_json(ROOT / "data" / "recorded" / "noise" / "manifest.json")
+    assert len(rows) == glued["noise_runs"] == glued["noise_seeds"] * len(
+        STUDIES["noise"].conditions)
+    assert glued["noise_rankings"] == manifest["settings"]["ranking.prompts"]
+    assert glued["noise_minutes"] == pytest.approx(manifest["seconds"] / 60, abs=0.5)
 
 
 def test_glue_prints_where_the_tools_of_the_book_are_missing(monkeypatch, capsys):

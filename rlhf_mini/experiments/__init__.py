@@ -14,13 +14,15 @@ from rlhf_mini.experiments.study import (
     Study,
     effect,
     find_rows,
+    over_seeds,
     read_rows,
     run_study,
     seed_interval,
+    show_interval,
 )
 
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in (
     control, noise, preferences, instructions, stability, overoptimisation, tax)}
 
-__all__ = ["STUDIES", "Lab", "Study", "effect", "find_rows", "read_rows", "run_study",
-           "seed_interval"]
+__all__ = ["STUDIES", "Lab", "Study", "effect", "find_rows", "over_seeds", "read_rows",
+           "run_study", "seed_interval", "show_interval"]

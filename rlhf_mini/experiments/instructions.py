@@ -8,22 +8,15 @@ are, is changed; the number of rankings, the labelers' noise and all that follow
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlhf_mini.data import Prompt, Ranking, read_jsonl, write_jsonl
+from rlhf_mini.data import Prompt
 from rlhf_mini.experiments.figures import draw_rows, new_panels
 from rlhf_mini.experiments.lab import Lab
 from rlhf_mini.experiments.study import Study, find_rows
-from rlhf_mini.loading import load_policy, save_model
-from rlhf_mini.models import ValueModel
-from rlhf_mini.ppo import train_ppo
-from rlhf_mini.ranking import collect_rankings
-from rlhf_mini.rollout import score_with
-from rlhf_mini.runtime import make_generator, make_rng
 from rlhf_mini.stages import rank_by
 from rlhf_mini.town import Labeler
 from rlhf_mini.town.grader import REFUSAL, WEIGHTS
@@ -39,7 +32,7 @@ LABELERS = {  # what is changed of a labeler who weighs helpful, truthful, harml
     "likes long answers": {"verbosity": 0.6},
     "likes polite words": {"politeness": 0.4},
 }
-CUSTOMERS = ("nothing to refuse", "half the customers")
+CUSTOMERS = ("nothing to refuse", "questions only")
 CONDITIONS = tuple({"instructions": name} for name in (*LABELERS, *CUSTOMERS))
 DRAWN = {"helpful": "helpful_sampled", "harmless": "harmless_sampled", "words": "words",
          "share with a polite word": "polite"}
@@ -53,70 +46,17 @@ def instruct(labelers: Sequence[Labeler], name: str) -> list[Labeler]:
     return [replace(x, **{"weights": WEIGHTS} | LABELERS.get(name, {})) for x in labelers]
 
 
-def choose_prompts(prompts: Sequence[Prompt], customers: Sequence[dict], name: str
-                   ) -> list[Prompt]:
+def choose_prompts(prompts: Sequence[Prompt], name: str) -> list[Prompt]:
     """Return the training prompts that are in use.
 
     Args:
-        prompts: of the split "train", those of labelers among them.
-        customers: of the world.
+        prompts: of the split "train".
         name: one of CUSTOMERS. "nothing to refuse": without the families in which the right
-            response is to say no. "half the customers": those who ask questions rather than set
-            tasks, judged by their mix of families, and no labelers. Any other: all.
+            response is to say no. "questions only": those that ask; nobody sets a task.
     """
-    if name == "nothing to refuse":
-        return [p for p in prompts if p.family not in SAY_NO]
-    if name == "half the customers":
-        train = sorted((c for c in customers if c["split"] == "train"), reverse=True,
-                       key=lambda c: sum(c["mix"][family.name] for family in QUESTIONS))
-        askers = {c["id"] for c in train[:len(train) // 2]}
-        return [p for p in prompts if p.customer in askers]
-    return list(prompts)
-
-
-def collect_from(lab: Lab, prompts: Sequence[Prompt]) -> list[Ranking]:
-    """Rank SFT's responses to some of the prompts, as many as `Lab.collect` would.
-
-    Args:
-        lab: one seed's.
-        prompts: to draw from.
-    """
-    config = lab.run.config.ranking
-    rng = make_rng(lab.seed, "lab prompts", "train")
-    drawn = rng.sample(list(prompts), len(prompts))[:config.prompts]
-
-    def make(folder: Path) -> None:
-        policy, tokenizer = load_policy(lab.policy, lab.run.device)
-        write_jsonl(folder / "rankings.jsonl", collect_rankings(
-            policy, tokenizer, drawn, rank_by(lab.labelers()), config,
-            make_generator(lab.seed, "lab rankings", "train").initial_seed()))
-
-    sizes = {k: v for k, v in asdict(config).items() if not k.endswith("prompts")}
-    folder = lab.keep("rankings", [[p.id for p in drawn], sizes], make)
-    limits = lab.run.config.reward
-    return lab.run.fit(read_jsonl(folder / "rankings.jsonl", Ranking), lab.tokenizer,
-                       limits.max_prompt_tokens, limits.max_response_tokens)
-
-
-def train_policy_on(lab: Lab, reward: Path, prompts: Sequence[Prompt]) -> Path:
-    """Optimise the SFT model by PPO as `Lab.train_policy` does, on some of the prompts.
-
-    Args:
-        lab: one seed's.
-        reward: folder of a reward model.
-        prompts: the environment's.
-    """
-    config = replace(lab.run.config.ppo, ptx_coef=0.0)
-
-    def make(folder: Path) -> None:
-        policy, tokenizer = load_policy(lab.policy, lab.run.device)
-        reward_model = lab.load_reward_model(reward)
-        train_ppo(policy, ValueModel.from_reward_model(reward_model), score_with(reward_model),
-                  tokenizer, list(prompts), config,
-                  make_generator(lab.seed, "lab ppo").initial_seed())
-        save_model(policy, tokenizer, folder)
-
-    return lab.keep("policy", [reward.name, asdict(config), [p.id for p in prompts]], make)
+    asking = {family.name for family in QUESTIONS}
+    return [p for p in prompts
+            if (p.family in asking if name == "questions only" else p.family not in SAY_NO)]
 
 
 # ---- judgement ---------------------------------------------------------------------------------
@@ -152,14 +92,12 @@ def measure(lab: Lab, condition: dict) -> list[dict]:
     Labelers rank anew in every condition, with the same noise in all that share their prompts.
     """
     name = condition["instructions"]
-    everything = lab.run.prompts("train", lab.tokenizer)
-    prompts = choose_prompts(everything, lab.run.town.world["customers"], name)
-    other = name in CUSTOMERS
-    pool = collect_from(lab, prompts) if other else lab.collect(
-        "train", lab.run.config.ranking.prompts)
+    prompts = None if name in LABELERS else choose_prompts(
+        lab.run.prompts("train", lab.tokenizer), name)
+    pool = lab.collect("train", lab.run.config.ranking.prompts, prompts=prompts)
     rankings = lab.rank_again(pool, rank_by(instruct(lab.labelers(), name)), "instructions")
     reward = lab.train_reward_model(rankings)
-    policy = train_policy_on(lab, reward, prompts) if other else lab.train_policy(reward)
+    policy = lab.train_policy(reward, prompts=prompts)
     asked = lab.run.prompts(lab.run.config.evaluation.split, lab.tokenizer)
     return [{"rankings": len(rankings)} | lab.measure_reward_model(reward) | lab.judge(policy)
             | describe_style(asked, lab.answer(policy)["sampled"].responses)]

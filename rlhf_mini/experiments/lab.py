@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from rlhf_mini.config import EvaluationConfig, PPOConfig, RewardConfig, override
 from rlhf_mini.data import Prompt, Ranking, read_jsonl, write_jsonl
@@ -28,6 +29,7 @@ from rlhf_mini.loading import load_policy, save_model
 from rlhf_mini.models import RewardModel, ValueModel
 from rlhf_mini.pipeline import finished_stage
 from rlhf_mini.ppo import train_ppo
+from rlhf_mini.pretrain import encode_documents, pack_rows
 from rlhf_mini.ranking import RankFunction, collect_rankings
 from rlhf_mini.reward import center_reward_model, train_reward_model
 from rlhf_mini.rollout import ScoreFunction, score_with
@@ -97,31 +99,31 @@ class Lab:
     # ---- rankings ------------------------------------------------------------------------------
 
     def collect(self, split: str, count: int, policy: Path | None = None,
-                rank: RankFunction | None = None) -> list[Ranking]:
-        """Rank a policy's responses to `count` prompts of a split.
+                prompts: Sequence[Prompt] | None = None) -> list[Ranking]:
+        """Rank a policy's responses to `count` prompts, each by one of the town's labelers.
 
         Args:
             split: "train", "valid" or "test"; the last is ranked by held-out labelers.
             count: prompts; more contain fewer.
             policy: whose responses; None: those of SFT.
-            rank: None: one of the town's labelers per prompt.
+            prompts: to draw from; None: all of the split.
         """
         policy = policy or self.policy
         config = self.run.config.ranking
-        rank = rank or rank_by(self.labelers("test" if split == "test" else "train"))
+        rank = rank_by(self.labelers("test" if split == "test" else "train"))
 
         def make(folder: Path) -> None:
             model, tokenizer = load_policy(policy, self.run.device)
-            prompts = [p for p in self.run.town.prompts if p.split == split]
-            order = make_rng(self.seed, "lab prompts", split).sample(range(len(prompts)),
-                                                                     len(prompts))
+            pool = prompts or [p for p in self.run.town.prompts if p.split == split]
+            drawn = make_rng(self.seed, "lab prompts", split).sample(pool, len(pool))[:count]
             write_jsonl(folder / "rankings.jsonl", collect_rankings(
-                model, tokenizer, [prompts[i] for i in order[:count]], rank, config,
+                model, tokenizer, drawn, rank, config,
                 make_generator(self.seed, "lab rankings", split).initial_seed()))
 
         sizes = {k: v for k, v in asdict(config).items() if not k.endswith("prompts")}
         where = policy.name if policy != self.policy else "sft"
-        folder = self.keep("rankings", [split, count, where, sizes], make)
+        given = [[p.id for p in prompts]] if prompts else []
+        folder = self.keep("rankings", [split, count, where, sizes, *given], make)
         limits = self.run.config.reward
         return self.run.fit(read_jsonl(folder / "rankings.jsonl", Ranking), self.tokenizer,
                             limits.max_prompt_tokens, limits.max_response_tokens)
@@ -188,8 +190,16 @@ class Lab:
         return {"rm_gold": results["accuracy_gold"]["mean"],
                 "rm_labelers": results["accuracy_labelers"]["mean"]}
 
+    def read_corpus(self) -> Tensor:
+        """Return the training corpus as rows (N, L) of tokens."""
+        documents = [d for d in self.run.town.documents if d.split == "train"]
+        return pack_rows(encode_documents(self.tokenizer, documents),
+                         self.run.config.pretrain.row_tokens,
+                         make_generator(self.seed, "lab text"))
+
     def train_policy(self, reward: Path, config: PPOConfig | None = None,
-                     score: ScoreFunction | None = None, name: str = "") -> Path:
+                     score: ScoreFunction | None = None, name: str = "",
+                     prompts: Sequence[Prompt] | None = None) -> Path:
         """Optimise the SFT model by PPO; return the folder of the policy and
         `history.json`, the metrics of each iteration.
 
@@ -198,6 +208,7 @@ class Lab:
             config: None: the run's, without pretraining text.
             score: None: the reward model's.
             name: of the score, if another is given.
+            prompts: the environment's; None: all training prompts.
         """
         config = config or replace(self.run.config.ppo, ptx_coef=0.0)
 
@@ -206,13 +217,17 @@ class Lab:
             reward_model = self.load_reward_model(reward)
             history = train_ppo(
                 policy, ValueModel.from_reward_model(reward_model),
-                score or score_with(reward_model), tokenizer, self.run.prompts("train", tokenizer),
-                config, make_generator(self.seed, "lab ppo").initial_seed(),
+                score or score_with(reward_model), tokenizer,
+                list(prompts or self.run.prompts("train", tokenizer)), config,
+                make_generator(self.seed, "lab ppo").initial_seed(),
+                self.read_corpus() if config.ptx_coef else None,
                 grade=lambda prompt, response: grade_prompt(prompt, response)["gold"])
             save_model(policy, tokenizer, folder)
             write_json(folder / "history.json", history)
 
-        return self.keep("policy", [reward.name, asdict(config), name], make)
+        given = [[p.id for p in prompts]] if prompts else []
+        given += [self.run.config.pretrain.row_tokens] if config.ptx_coef else []
+        return self.keep("policy", [reward.name, asdict(config), name, *given], make)
 
     # ---- judgement -----------------------------------------------------------------------------
 

@@ -251,6 +251,21 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> dict[str
     return {"mean": mean, "low": mean - float(half), "high": mean + float(half)}
 
 
+def over_seeds(rows: Sequence[dict], condition: dict, measure: str) -> dict[str, float]:
+    """Return the mean of a condition's measure over seeds, with its interval."""
+    return seed_interval([row[measure] for row in find_rows(rows, condition)])
+
+
+def show_interval(interval: dict[str, float], digits: int = 3) -> str:
+    """Return a mean and its interval as text.
+
+    >>> show_interval({"mean": 0.11, "low": -0.0001, "high": 0.2})
+    '0.110 [0.000, 0.200]'
+    """
+    mean, low, high = (f"{interval[name]:z.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def effect(rows: Sequence[dict], measure: str, condition: dict, against: dict) -> dict[str, float]:
     """Return the difference of two conditions, paired by seed, with its interval.
 

@@ -15,22 +15,18 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_mini.config import PPOConfig, SFTConfig
+from rlhf_mini.config import SFTConfig
 from rlhf_mini.data import Demonstration, TokenBatch, collate, encode_pair
 from rlhf_mini.evaluation import evaluate_zero_shot
 from rlhf_mini.experiments.figures import draw_line, new_panels
 from rlhf_mini.experiments.lab import Lab
 from rlhf_mini.experiments.study import Study, find_rows
-from rlhf_mini.files import write_json
 from rlhf_mini.loading import load_policy, save_model
-from rlhf_mini.models import ValueModel, compute_response_logprobs, freeze, set_residual_dropout
-from rlhf_mini.ppo import train_ppo
-from rlhf_mini.pretrain import encode_documents, lm_loss, pack_rows
-from rlhf_mini.rollout import score_with
+from rlhf_mini.models import compute_response_logprobs, freeze, set_residual_dropout
+from rlhf_mini.pretrain import lm_loss
 from rlhf_mini.runtime import check_finite, make_generator
 from rlhf_mini.sft import compute_sft_loss, sft_loss
 from rlhf_mini.training import cosine_lr, epoch_batch
-from rlhf_mini.workspace import grade_prompt
 
 LONGER = 4  # PPO's iterations here, as a multiple of the run's: the tax comes late
 TASKS = {"facts": "facts solved", "reading": "reading solved", "summary": "summaries solved",
@@ -43,8 +39,8 @@ def _condition(method: str, kl_coef: float = 0.0, ptx_coef: float = 0.0) -> dict
 
 BASE, SFT = _condition("base"), _condition("sft")
 MIXED = tuple(_condition("mixed_sft", ptx_coef=x) for x in (0.0, 0.3, 1.0, 3.0))
-BY_KL = tuple(_condition("ppo", kl_coef=x) for x in (0.0, 0.03, 0.1, 0.3, 1.0))
-BY_PTX = tuple(_condition("ppo", ptx_coef=x) for x in (0.3, 1.0, 3.0, 10.0))
+BY_KL = tuple(_condition("ppo", kl_coef=x) for x in (0.0, 0.1, 0.3, 1.0))
+BY_PTX = tuple(_condition("ppo", ptx_coef=x) for x in (1.0, 3.0, 10.0))
 BOTH = _condition("ppo", 0.3, 1.0)
 
 
@@ -128,13 +124,6 @@ def train_mixed_sft(
 # ---- the policies ------------------------------------------------------------------------------
 
 
-def read_corpus(lab: Lab) -> Tensor:
-    """Return the training corpus as rows (N, L) of tokens."""
-    documents = [d for d in lab.run.town.documents if d.split == "train"]
-    return pack_rows(encode_documents(lab.tokenizer, documents),
-                     lab.run.config.pretrain.row_tokens, make_generator(lab.seed, "lab text"))
-
-
 def train_mixed_policy(lab: Lab, ptx_coef: float) -> Path:
     """Fine-tune the base model on demonstrations and text; return the folder of the policy."""
     config, ptx_rows = lab.run.config.sft, lab.run.config.ppo.ptx_rows
@@ -143,35 +132,12 @@ def train_mixed_policy(lab: Lab, ptx_coef: float) -> Path:
         policy, tokenizer = lab.run.policy("base")
         train, valid = (lab.run.demonstrations(split, tokenizer, config)
                         for split in ("train", "valid"))
-        train_mixed_sft(policy, tokenizer, train, valid, read_corpus(lab), ptx_coef, ptx_rows,
+        train_mixed_sft(policy, tokenizer, train, valid, lab.read_corpus(), ptx_coef, ptx_rows,
                         config, make_generator(lab.seed, "lab mixed sft").initial_seed())
         save_model(policy, tokenizer, folder)
 
     row_tokens = lab.run.config.pretrain.row_tokens
     return lab.keep("mixed-sft", [asdict(config), ptx_coef, ptx_rows, row_tokens], make)
-
-
-def train_ptx_policy(lab: Lab, reward: Path, config: PPOConfig) -> Path:
-    """Optimise SFT as `Lab.train_policy` does, with pretraining text; return the folder.
-
-    Args:
-        lab: one seed's; prompts and the first samples are those of its other policies.
-        reward: folder of a reward model.
-        config: with a `ptx_coef` above 0.
-    """
-    def make(folder: Path) -> None:
-        policy, tokenizer = load_policy(lab.policy, lab.run.device)
-        reward_model = lab.load_reward_model(reward)
-        history = train_ppo(
-            policy, ValueModel.from_reward_model(reward_model), score_with(reward_model),
-            tokenizer, lab.run.prompts("train", tokenizer), config,
-            make_generator(lab.seed, "lab ppo").initial_seed(), read_corpus(lab),
-            grade=lambda prompt, response: grade_prompt(prompt, response)["gold"])
-        save_model(policy, tokenizer, folder)
-        write_json(folder / "history.json", history)
-
-    row_tokens = lab.run.config.pretrain.row_tokens
-    return lab.keep("ptx-policy", [reward.name, asdict(config), row_tokens], make)
 
 
 def make_policy(lab: Lab, condition: dict) -> Path:
@@ -186,8 +152,7 @@ def make_policy(lab: Lab, condition: dict) -> Path:
     config = lab.run.config.ppo
     config = replace(config, iterations=LONGER * config.iterations, kl_target=0.0,
                      kl_coef=condition["kl_coef"], ptx_coef=condition["ptx_coef"])
-    train = train_ptx_policy if config.ptx_coef else Lab.train_policy
-    return train(lab, reward, config)
+    return lab.train_policy(reward, config)
 
 
 # ---- the study ---------------------------------------------------------------------------------
