@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from rlhf_mini.config import load_preset
 from rlhf_mini.data import encode_prompt
 from rlhf_mini.experiments import overoptimisation as study
+from rlhf_mini.loading import load_policy
 
 SMOKE = load_preset("smoke")
 
@@ -132,8 +133,33 @@ def test_the_pool_is_sampled_once_and_graded_by_the_town(lab):
 
 # ---------------------------------------------------------------- one run
 
+def test_a_small_reward_model_reads_what_the_first_layers_write(lab):
+    assert study.keep_layers(lab, 1.0) == lab.policy
+    whole, short = (load_policy(study.keep_layers(lab, depth), "cpu")[0] for depth in (1.0, 0.25))
+    assert len(whole.transformer.h) == SMOKE.pretrain.layers > len(short.transformer.h) == 1
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        inside = whole.transformer(ids, output_hidden_states=True).hidden_states[1]
+        torch.testing.assert_close(short.transformer(ids).last_hidden_state,
+                                   whole.transformer.ln_f(inside))
+    rankings = lab.collect("train", 12)
+    reward = lab.train_reward_model(rankings, start=study.keep_layers(lab, 0.25))
+    assert reward != lab.train_reward_model(rankings)
+    assert sum(".attn.c_attn.weight" in name for name in
+               lab.load_reward_model(reward).state_dict()) == 1
+
+
+def test_a_penalty_keeps_ppo_nearer_and_leaves_best_of_n_out(lab):
+    free, held = (study.measure(lab, study.FEW | {"share": 1.0, "kl_coef": x}) for x in (0.0, 50.0))
+    assert {row["method"] for row in free} == {"ppo", "best-of-n"}
+    assert {row["method"] for row in held} == {"ppo"}
+    far = [[row["kl"] for row in rows if row["method"] == "ppo"][-1] for rows in (free, held)]
+    assert far[1] < far[0]
+
+
+
 def test_rows_of_a_run_are_whole_and_can_be_drawn(lab):
-    condition = {"share": 1.0, "judge": "worst of 3"}
+    condition = study.FEW | {"share": 1.0, "judge": "worst of 3"}
     rows = study.measure(lab, condition)
     assert len(list(lab.folder.glob("reward-*"))) >= 3
     columns = {"method", "n", "iteration", "kl", "score", "gold", "prompts"}
@@ -147,7 +173,7 @@ def test_rows_of_a_run_are_whole_and_can_be_drawn(lab):
     gold = np.array(study.sample_pool(lab)["gold"])
     assert best[0]["kl"] == 0 and best[0]["gold"] == pytest.approx(gold.mean())
     assert ppo[0]["kl"] == pytest.approx(0, abs=1e-5)
-    seeds = [{"seed": seed} | {"share": share, "judge": "one"} | row | {"gold": row["gold"] + seed}
+    seeds = [{"seed": seed} | study.FEW | {"share": share} | row | {"gold": row["gold"] + seed}
              for seed in (0, 1) for share in (0.125, 1.0) for row in rows]
     figure = study.draw(seeds)
     assert isinstance(figure, Figure) and len(figure.axes[0].lines) == 2

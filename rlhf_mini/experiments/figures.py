@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from rlhf_mini.experiments.study import find_rows, seed_interval
 from rlhf_mini.plots import STYLE, WIDTH
 
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito
-MARKERS = "oD^vPX"
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+           "#777777"]  # Okabe and Ito, and grey
+MARKERS = "oD^vPXs"
 
 
 def new_panels(rows: int, columns: int, height: float, **kwargs) -> tuple[Figure, list[Axes]]:

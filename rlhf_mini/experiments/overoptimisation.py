@@ -1,7 +1,8 @@
 """Over-optimisation: how far can one push a reward model's score before the true score falls?
 
 Two ways to push, both measured in KL from the SFT policy: choose the best of n samples, or train by
-PPO without a KL penalty. The reward models learn from few or many rankings, alone or as three.
+PPO, with and without a KL penalty. The reward models learn from few or many rankings, are small or
+as large as the policy, and judge alone or as three.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rlhf_mini.experiments.lab import Lab
 from rlhf_mini.experiments.study import Study, find_rows, seed_interval
 from rlhf_mini.files import read_json, write_json
 from rlhf_mini.generation import sample_responses
-from rlhf_mini.loading import load_policy
+from rlhf_mini.loading import load_policy, save_model
 from rlhf_mini.models import RewardModel
 from rlhf_mini.rollout import ScoreFunction
 from rlhf_mini.runtime import make_generator
@@ -35,8 +36,27 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)  # n
 LONGER = 4  # PPO's iterations here, as a multiple of the run's: the fall comes late
 BLOCKS = 8  # points of PPO's curve in the figure, each a mean over neighbouring iterations
 MEMBERS = {"one": 1, "mean of 3": 3, "worst of 3": 3}  # reward models behind a score
-SINGLE = tuple({"share": share, "judge": "one"} for share in (0.125, 0.5, 1.0))
-ENSEMBLES = tuple({"share": 0.125, "judge": judge} for judge in ("mean of 3", "worst of 3"))
+FEW = {"share": 0.125, "depth": 1.0, "judge": "one", "kl_coef": 0.0}
+BY_DATA = (FEW, FEW | {"share": 0.5}, FEW | {"share": 1.0})
+SMALL = FEW | {"share": 1.0, "depth": 0.25}  # the reward model has a quarter of SFT's layers
+ENSEMBLES = (FEW | {"judge": "mean of 3"}, FEW | {"judge": "worst of 3"})
+LEASHED = FEW | {"kl_coef": 0.3}
+
+
+def keep_layers(lab: Lab, depth: float) -> Path:
+    """Return the folder of an SFT model that has only its first layers, at least one.
+
+    Args:
+        lab: one seed's.
+        depth: share of the layers.
+    """
+    def make(folder: Path) -> None:
+        policy, tokenizer = load_policy(lab.policy, lab.run.device)
+        policy.config.n_layer = max(1, round(depth * policy.config.n_layer))
+        policy.transformer.h = policy.transformer.h[:policy.config.n_layer]
+        save_model(policy, tokenizer, folder)
+
+    return lab.policy if depth == 1 else lab.keep("short-sft", depth, make)
 
 
 def join_scores(reward_models: Sequence[RewardModel], judge: str) -> ScoreFunction:
@@ -133,26 +153,28 @@ def score_pool(lab: Lab, pool: dict[str, list], score: ScoreFunction) -> np.ndar
 def measure(lab: Lab, condition: dict) -> list[dict]:
     """Train the reward models, then follow score and gold over KL in both ways.
 
-    Best-of-n answers held-out customers. PPO's rows are its rollouts, on training customers; as it
-    has no penalty, only the number of iterations holds it back.
+    Best-of-n answers held-out customers. PPO's rows are its rollouts, on training customers;
+    without a penalty only the number of iterations holds it back.
 
     Returns:
-        Rows of `method` "best-of-n" (of the SFT policy, so `iteration` is 0) and "ppo" (one
-        response per prompt, so `n` is 1) with `kl` in nats, `score`, `gold`; `prompts` is the
-        number of rankings behind each reward model.
+        Rows of `method` "ppo" (one response per prompt, so `n` is 1) and, without a penalty,
+        "best-of-n" (of the SFT policy, so `iteration` is 0), with `kl` in nats, `score`, `gold`;
+        `prompts` is the number of rankings behind each reward model.
     """
     pool = lab.collect("train", lab.run.config.ranking.prompts)
     rankings = pool[:round(len(pool) * condition["share"])]
-    folders = [lab.train_reward_model(rankings, member=member)
+    start = keep_layers(lab, condition["depth"])
+    folders = [lab.train_reward_model(rankings, start=start, member=member)
                for member in range(MEMBERS[condition["judge"]])]
     score = join_scores([lab.load_reward_model(f) for f in folders], condition["judge"])
     responses = sample_pool(lab)
     scores, gold = score_pool(lab, responses, score), np.array(responses["gold"])
     rows = [{"method": "best-of-n", "n": n, "iteration": 0, "kl": best_of_n_kl(n),
              "score": float(best_of_n(scores, scores, n).mean()),
-             "gold": float(best_of_n(scores, gold, n).mean())} for n in SIZES]
+             "gold": float(best_of_n(scores, gold, n).mean())}
+            for n in SIZES if not condition["kl_coef"]]
     config = lab.run.config.ppo
-    config = replace(config, kl_coef=0.0, kl_target=0.0, ptx_coef=0.0,
+    config = replace(config, kl_coef=condition["kl_coef"], kl_target=0.0, ptx_coef=0.0,
                      iterations=LONGER * config.iterations)
     policy = lab.train_policy(folders[0], config, score, condition["judge"])
     rows += [{"method": "ppo", "n": 1, "iteration": step["step"], "kl": step["kl_per_sequence"],
@@ -230,19 +252,22 @@ def draw(rows: list[dict]) -> Figure:
         if not found:
             continue
         label = f"{round(np.mean([row['prompts'] for row in found]))} prompts, {condition['judge']}"
+        label += ", small" if condition["depth"] < 1 else ""
+        label += f", kl_coef {condition['kl_coef']}" if condition["kl_coef"] else ""
         for place, method in enumerate(("best-of-n", "ppo")):
-            curve = find_rows(found, {"method": method})
-            _draw_curve(panels[place], curve, "score", label, number)
-            _draw_curve(panels[place + 2], curve, "gold", label, number)
+            if curve := find_rows(found, {"method": method}):
+                _draw_curve(panels[place], curve, "score", label, number)
+                _draw_curve(panels[place + 2], curve, "gold", label, number)
     panels[0].set(title="Best of n", ylabel="reward model's score")
-    panels[1].set(title="PPO without penalty")
+    panels[1].set(title="PPO")
     panels[2].set(xlabel="square root of KL in nats", ylabel="gold")
     panels[3].set(xlabel="square root of KL in nats")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2,
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=2,
                   fontsize=8, frameon=False)
     return figure
 
 
 STUDY = Study(
     "overoptimisation", "How far can a reward model be pushed before the true score falls?",
-    (*SINGLE, *ENSEMBLES), measure, draw, ("ranking.prompts=1600", "ppo.iterations=12"))
+    (*BY_DATA, SMALL, *ENSEMBLES, LEASHED), measure, draw,
+    ("ranking.prompts=1600", "ppo.iterations=12"))

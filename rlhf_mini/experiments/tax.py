@@ -28,7 +28,7 @@ from rlhf_mini.runtime import check_finite, make_generator
 from rlhf_mini.sft import compute_sft_loss, sft_loss
 from rlhf_mini.training import cosine_lr, epoch_batch
 
-LONGER = 4  # PPO's iterations here, as a multiple of the run's: the tax comes late
+LONGER = 3  # PPO's iterations here, as a multiple of the run's: the tax comes late
 TASKS = {"facts": "facts solved", "reading": "reading solved", "summary": "summaries solved",
          "corpus_loss": "corpus loss, nats per token"}  # all but sentiment, which never changes
 
