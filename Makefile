@@ -47,7 +47,7 @@ test: $(VENV)/installed-test
 	@echo "[3/4] Lint"
 	@$(VENV)/bin/python -m ruff check rlhf_mini tests benchmarks book
 	@echo "[4/4] Tests"
-	@$(VENV)/bin/python -m pytest -n auto
+	@$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 lint: STEPS = 3
 lint: $(VENV)/installed-test

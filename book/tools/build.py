@@ -12,9 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
+from myst_nb.core.read import myst_nb_reader_plugin
+from nbformat import NotebookNode
+from tqdm import tqdm
 
 from rlhf_mini.runtime import fingerprint, read_json
 
@@ -55,6 +61,39 @@ def kernel_settings() -> Path:
     return BUILD / "ipython"
 
 
+def run_page(page: Path) -> tuple[Path, NotebookNode, ExecutionResult]:
+    """Run the cells of a page in a kernel of their own."""
+    notebook = myst_nb_reader_plugin(str(page))
+    return page, notebook, single_nb_execution(
+        notebook, str(BOOK), timeout=600, allow_errors=False)
+
+
+def run_pages() -> None:
+    """Run the pages that have no result yet, one per core, and keep what they show.
+
+    A page that fails is left to Sphinx, which runs it again and reports it.
+    """
+    cache, pages = get_cache(BUILD / ".jupyter_cache"), []
+    for page in sorted(BOOK.glob("*.md")):
+        if "```{code-cell}" in page.read_text("utf-8"):
+            try:
+                cache.match_cache_notebook(myst_nb_reader_plugin(str(page)))
+            except KeyError:
+                pages.append(page)
+    cores = min(len(pages), os.cpu_count() or 1, 4)  # a page takes a core and up to 1 GB
+    if not pages:
+        return
+    with ProcessPoolExecutor(cores) as pool, tqdm(total=len(pages), desc="pages") as bar:
+        for future in as_completed([pool.submit(run_page, page) for page in pages]):
+            page, notebook, result = future.result()
+            if result.err is None:
+                data = {"execution_seconds": result.time}
+                cache.cache_notebook_bundle(CacheBundleIn(notebook, str(page), data=data),
+                                            check_validity=False, overwrite=True)
+            bar.set_postfix_str(page.stem)
+            bar.update()
+
+
 def page_seconds() -> dict[str, float]:
     """Return the seconds that the cells of each page took when they were last run."""
     if not (BUILD / ".jupyter_cache").exists():
@@ -72,12 +111,13 @@ def main() -> int:
     began = time.monotonic()
     forget_stale_results(args.clean)
     python = str(Path(sys.executable).parent)
-    environment = os.environ | {"PATH": python + os.pathsep + os.environ.get("PATH", ""),
-                                "PYTHONWARNINGS": "ignore:IProgress not found",
-                                "IPYTHONDIR": str(kernel_settings()),
-                                "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    os.environ |= {"PATH": python + os.pathsep + os.environ.get("PATH", ""),
+                   "PYTHONWARNINGS": "ignore:IProgress not found",
+                   "IPYTHONDIR": str(kernel_settings()), "OMP_NUM_THREADS": "1",
+                   "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    run_pages()
     code = subprocess.call([Path(sys.executable).with_name("jupyter-book"), "build", BOOK,
-                            "-nW", "--keep-going", "-q"], env=environment)
+                            "-nW", "--keep-going", "-q"])
     if code:
         print("error: the book has warnings or pages that failed; they are listed above, and "
               f"tracebacks of cells are in {BUILD / 'html' / 'reports'}", file=sys.stderr)
