@@ -33,7 +33,7 @@ from rlhf_mini.town import grade
 PROMPTS = 200  # held-out prompts of best-of-n
 SAMPLES = 64  # responses of SFT to each
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # n
-LONGER = 4  # PPO's iterations here, as a multiple of the run's: the fall comes late
+LONGER = 3  # PPO's iterations here, as a multiple of the run's: the fall comes late
 BLOCKS = 8  # points of PPO's curve in the figure, each a mean over neighbouring iterations
 MEMBERS = {"one": 1, "mean of 3": 3, "worst of 3": 3}  # reward models behind a score
 FEW = {"share": 0.125, "depth": 1.0, "judge": "one", "kl_coef": 0.0}
