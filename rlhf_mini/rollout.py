@@ -86,7 +86,7 @@ def score_with(reward_model: RewardModel) -> ScoreFunction:
 
 @torch.no_grad()
 def collect_rollout(
-    policy: PreTrainedModel, ref_policy: PreTrainedModel, value_model: ValueModel,
+    policy: PreTrainedModel, ref_policy: PreTrainedModel, value_model: ValueModel | None,
     score: ScoreFunction, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt],
     config: PPOConfig, generator: torch.Generator,
 ) -> tuple[Rollout, list[str]]:
@@ -95,7 +95,7 @@ def collect_rollout(
     Args:
         policy: samples the responses; dropout off.
         ref_policy: frozen, usually the SFT model.
-        value_model: predicts the return at each token.
+        value_model: predicts the return at each token; None: all values are 0.
         score: judges whole responses.
         tokenizer: of all of them.
         prompts: B prompts.
@@ -134,7 +134,8 @@ def collect_rollout(
                                                 entropy=False)
     rollout = Rollout(
         batch=batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
-        values=value_model(batch), finished=finished, entropy=entropy,
+        values=value_model(batch) if value_model else torch.zeros_like(old_logprobs),
+        finished=finished, entropy=entropy,
         scores=torch.where(finished, scores, config.missing_eos_score))
     if process_count() == 1:
         return rollout, responses

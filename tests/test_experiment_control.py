@@ -246,3 +246,11 @@ def test_the_figure_shows_means_over_seeds_and_leaves_out_what_is_not_there():
     assert left["no further label"].get_ydata() == pytest.approx([0.6, 0.6])
     assert right["rankings, SFT on the best"].get_ydata() == pytest.approx([0.8])
     assert "rankings, best of 16" in left and "rankings, best of 16" not in right
+
+
+def test_a_price_moves_the_rankings_along_the_axis_and_nothing_else():
+    left, _ = ({line.get_label(): line for line in axes.get_lines()}
+               for axes in study.draw(make_rows(), price=0.25).axes)
+    assert left["demonstrations"].get_xdata() == pytest.approx([100, 400, 1600])
+    assert left["rankings, PPO"].get_xdata() == pytest.approx([100, 400])
+    assert left["rankings, PPO"].get_ydata() == pytest.approx([0.65, 0.9])

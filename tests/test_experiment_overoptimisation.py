@@ -179,3 +179,5 @@ def test_rows_of_a_run_are_whole_and_can_be_drawn(lab):
     assert isinstance(figure, Figure) and len(figure.axes[0].lines) == 2
     # the mean over seeds of gold, and its first point, stand in the panel of best-of-n
     assert figure.axes[2].lines[0].get_ydata()[0] == pytest.approx(best[0]["gold"] + 0.5)
+    few = study.draw(seeds, [study.FEW]).axes[3].lines
+    assert [line.get_label() for line in few] == [figure.axes[3].lines[0].get_label()]

@@ -3,6 +3,7 @@
 from rlhf_mini.experiments import (
     control,
     instructions,
+    machinery,
     noise,
     overoptimisation,
     preferences,
@@ -22,7 +23,8 @@ from rlhf_mini.experiments.study import (
 )
 
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in (
-    control, noise, preferences, instructions, stability, overoptimisation, tax)}
+    control, noise, preferences, instructions, stability, overoptimisation, tax,
+    machinery)}
 
 __all__ = ["STUDIES", "Lab", "Study", "effect", "find_rows", "over_seeds", "read_rows",
            "run_study", "seed_interval", "show_interval"]

@@ -244,14 +244,20 @@ def _draw_curve(axes: Axes, rows: Sequence[dict], column: str, label: str, numbe
     axes.fill_between(x, low, high, color=PALETTE[number], alpha=0.15, lw=0)
 
 
-def draw(rows: list[dict]) -> Figure:
-    """Draw score and gold over the root of the KL, best-of-n on the left, PPO on the right."""
+def draw(rows: list[dict], conditions: Sequence[dict] = ()) -> Figure:
+    """Draw score and gold over the root of the KL, best-of-n on the left, PPO on the right.
+
+    Args:
+        rows: of the study.
+        conditions: to draw; none: all. Each has its colour in every figure.
+    """
     figure, panels = new_panels(2, 2, 4.6, sharex="col", sharey="row")
     for number, condition in enumerate(STUDY.conditions):
         found = find_rows(rows, condition)
-        if not found:
+        if not found or (conditions and condition not in conditions):
             continue
-        label = f"{round(np.mean([row['prompts'] for row in found]))} prompts, {condition['judge']}"
+        count = round(np.mean([row["prompts"] for row in found]))
+        label = f"{count:,} rankings, {condition['judge']}"
         label += ", small" if condition["depth"] < 1 else ""
         label += f", kl_coef {condition['kl_coef']}" if condition["kl_coef"] else ""
         for place, method in enumerate(("best-of-n", "ppo")):
