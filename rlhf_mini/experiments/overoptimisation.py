@@ -176,7 +176,8 @@ def measure(lab: Lab, condition: dict) -> list[dict]:
     config = lab.run.config.ppo
     config = replace(config, kl_coef=condition["kl_coef"], kl_target=0.0, ptx_coef=0.0,
                      iterations=LONGER * config.iterations)
-    policy = lab.train_policy(folders[0], config, score, condition["judge"])
+    several = (score, condition["judge"]) if len(folders) > 1 else ()  # one: as in other studies
+    policy = lab.train_policy(folders[0], config, *several)
     rows += [{"method": "ppo", "n": 1, "iteration": step["step"], "kl": step["kl_per_sequence"],
               "score": step["score"], "gold": step["gold"]}
              for step in read_json(policy / "history.json")]
