@@ -209,3 +209,5 @@ def test_the_rows_can_be_drawn(rows):
     line = figure.axes[0].lines[0]  # PPO, from the least KL to the most
     assert line.get_xdata()[1] == pytest.approx(math.sqrt(find(rows, PPO)["kl"]))
     assert line.get_ydata()[1] == pytest.approx(find(rows, PPO)["gain"] + 0.5)
+    dpo = next(x for x in figure.axes[1].lines if x.get_label() == "DPO")
+    assert dpo.get_xdata() == pytest.approx([find(rows, DPO)["compute"] / 1e6])

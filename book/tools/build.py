@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,8 +75,8 @@ def run_pages() -> None:
     A page that fails is left to Sphinx, which runs it again and reports it.
     """
     cache, pages = get_cache(BUILD / ".jupyter_cache"), []
-    for page in sorted(BOOK.glob("*.md")):
-        if "```{code-cell}" in page.read_text("utf-8"):
+    for name in re.findall(r"file: (\S+)", (BOOK / "_toc.yml").read_text("utf-8")):
+        if "```{code-cell}" in (page := BOOK / f"{name}.md").read_text("utf-8"):
             try:
                 cache.match_cache_notebook(myst_nb_reader_plugin(str(page)))
             except KeyError:
