@@ -383,6 +383,24 @@ MUTANTS = [
            "unmask(per_token, batch.response_mask).sum(1)",
            "unmask(per_token, batch.response_mask).mean(1)",
            "test_evaluation.py::test_measures_equal_unbatched_computation"),
+    # ---- beside PPO
+    Mutant("dpo-without-reference", "the implicit reward is log pi, not log pi / pi_ref",
+           "dpo:dpo_loss", "logprobs - ref_logprobs, 0", "logprobs, 0",
+           "test_dpo.py::test_two_responses_give_the_formula_of_the_paper"),
+    Mutant("dpo-first-token-shifted", "the first token of a response is predicted from itself",
+           "dpo:sum_logprobs", "(segments == 0).sum(1, keepdim=True) - 1",
+           "(segments == 0).sum(1, keepdim=True)",
+           "test_dpo.py::test_sums_are_those_of_single_unpadded_forwards"),
+    Mutant("dpo-responses-see-each-other", "a packed response attends to those before it",
+           "dpo:sum_logprobs", "(key == 0) | (key == query)", "(key >= 0) & (query >= 0)",
+           "test_dpo.py::test_sums_are_those_of_single_unpadded_forwards"),
+    Mutant("rloo-baseline-holds-itself", "the response is part of its own baseline",
+           "rloo:rloo_advantages", "samples / (samples - 1)", "samples / samples",
+           "test_rloo.py::test_the_gradient_is_an_unbiased_estimate_of_that_of_the_objective"),
+    Mutant("rloo-length-normalised", "a long response learns less per token than a short one",
+           "rloo:rloo_loss", "torch.where(response_mask, logprobs, 0).sum(1)",
+           "torch.where(response_mask, logprobs, 0).sum(1) / response_mask.sum(1)",
+           "test_rloo.py::test_the_loss_is_the_weighted_sum_over_tokens"),
 ]
 
 

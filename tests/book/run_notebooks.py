@@ -3,8 +3,9 @@
     python tests/book/run_notebooks.py                  # all, with the models of runs/cpu
     python tests/book/run_notebooks.py --alone 10-ppo   # one, with no model there: it trains them
 
-Makes a wheel and a new environment in a temporary folder, copies the notebooks there, and runs each
-in a kernel of its own. Prints the seconds until something is to be seen and in all.
+Makes a wheel and a new environment in a temporary folder, copies the notebooks there, and runs them
+two at a time, each in a kernel of its own. Prints the seconds until something is to be seen and in
+all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,16 +70,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         python = install(folder)
-        for name in names:
+
+        def run(name: str) -> subprocess.CompletedProcess:
             (folder / name).mkdir()
             shutil.copy(NOTEBOOKS / f"{name}.ipynb", folder / name)
             runs = folder / name / "runs" if args.alone else ROOT / "runs"
-            result = subprocess.run(
+            return subprocess.run(
                 [python, __file__, "--inside", folder / name / f"{name}.ipynb"],
                 env=os.environ | {"RLHF_MINI_RUNS": str(runs)}, capture_output=True, text=True)
-            failed += result.returncode != 0
-            print(f"{name:26}", result.stdout.strip() if result.returncode == 0
-                  else f"FAILED\n{result.stderr[-3000:]}", flush=True)
+
+        with ThreadPoolExecutor(2) as pool:
+            for name, result in zip(names, pool.map(run, names), strict=True):
+                failed += result.returncode != 0
+                print(f"{name:26}", result.stdout.strip() if result.returncode == 0
+                      else f"FAILED\n{result.stderr[-3000:]}", flush=True)
     return bool(failed)
 
 
