@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_mini.config import SFTConfig
 from rlhf_mini.data import Demonstration, TokenBatch, collate, encode_pair
 from rlhf_mini.evaluation import evaluate_zero_shot
-from rlhf_mini.experiments.figures import draw_line, new_panels
+from rlhf_mini.experiments.figures import PALETTE, draw_line
 from rlhf_mini.experiments.lab import Lab
 from rlhf_mini.experiments.study import Study, find_rows
 from rlhf_mini.loading import load_policy, save_model
 from rlhf_mini.models import compute_response_logprobs, freeze, set_residual_dropout
+from rlhf_mini.plots import STYLE, WIDTH
 from rlhf_mini.pretrain import lm_loss
 from rlhf_mini.runtime import check_finite, make_generator
 from rlhf_mini.sft import compute_sft_loss, sft_loss
@@ -179,22 +181,37 @@ def measure(lab: Lab, condition: dict) -> list[dict]:
 
 
 def draw(rows: list[dict]) -> Figure:
-    """Draw the gain in gold over SFT against each task; a dashed line marks the base model."""
-    figure, panels = new_panels(2, 2, 4.8, sharey=True)
+    """Draw the gain in gold over SFT against each task; a dashed line marks the base model.
+
+    In the panel of the corpus loss each mean of PPO bears its coefficient.
+    """
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=(WIDTH, 5.0))
+    *small, wide = TASKS
+    panels = figure.subplot_mosaic([small, [wide] * len(small)], sharey=True,
+                                   height_ratios=(2, 3))
     lines = {"PPO, KL penalty": BY_KL, "PPO, text": (BY_KL[0], *BY_PTX), "PPO, both": (BOTH,),
              "SFT": (SFT,), "SFT with text": MIXED}
     base = find_rows(rows, BASE)
-    for axes, (task, title) in zip(panels, TASKS.items(), strict=True):
+    for task, title in TASKS.items():
+        axes = panels[task]
         axes.axhline(0, lw=0.8, color="#777777")
         if base:
             axes.axvline(sum(r[task] for r in base) / len(base), lw=0.8, ls="--", color="#777777")
         for number, (label, conditions) in enumerate(lines.items()):
             if any(find_rows(rows, c) for c in conditions):
                 draw_line(axes, rows, conditions, task, "gain_sampled", label, number)
-        axes.locator_params(axis="x", nbins=3)
+        axes.locator_params(axis="x", nbins=3 if task in small else 6)
         axes.set_title(title)
+    for number, (conditions, name) in enumerate(((BY_KL, "kl_coef"), (BY_PTX, "ptx_coef"))):
+        for c in conditions:
+            found = find_rows(rows, c)
+            if found:
+                place = [sum(r[x] for r in found) / len(found) for x in (wide, "gain_sampled")]
+                panels[wide].annotate(f"{c[name]:g}", place, xytext=(5, 3), fontsize=8,
+                                      textcoords="offset points", color=PALETTE[number])
     figure.supylabel("gain in gold over SFT, T = 1", fontsize=8.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3,
+    figure.legend(*panels[wide].get_legend_handles_labels(), loc="outside upper center", ncols=3,
                   fontsize=8, frameon=False)
     return figure
 
