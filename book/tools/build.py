@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from jupyter_cache.base import CacheBundleIn
 from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
 from myst_nb.core.read import myst_nb_reader_plugin
 from nbformat import NotebookNode
+from notebooks import pages
 from tqdm import tqdm
 
 from rlhf_mini.runtime import fingerprint, read_json
@@ -74,18 +74,17 @@ def run_pages() -> None:
 
     A page that fails is left to Sphinx, which runs it again and reports it.
     """
-    cache, pages = get_cache(BUILD / ".jupyter_cache"), []
-    for name in re.findall(r"file: (\S+)", (BOOK / "_toc.yml").read_text("utf-8")):
-        if "```{code-cell}" in (page := BOOK / f"{name}.md").read_text("utf-8"):
-            try:
-                cache.match_cache_notebook(myst_nb_reader_plugin(str(page)))
-            except KeyError:
-                pages.append(page)
-    cores = min(len(pages), os.cpu_count() or 1, 4)  # a page takes a core and up to 1 GB
-    if not pages:
+    cache, todo = get_cache(BUILD / ".jupyter_cache"), []
+    for page in (BOOK / f"{name}.md" for name in pages()):
+        try:
+            cache.match_cache_notebook(myst_nb_reader_plugin(str(page)))
+        except KeyError:
+            todo.append(page)
+    if not todo:
         return
-    with ProcessPoolExecutor(cores) as pool, tqdm(total=len(pages), desc="pages") as bar:
-        for future in as_completed([pool.submit(run_page, page) for page in pages]):
+    cores = min(len(todo), os.cpu_count() or 1, 4)  # a page takes a core and up to 1 GB
+    with ProcessPoolExecutor(cores) as pool, tqdm(total=len(todo), desc="pages") as bar:
+        for future in as_completed([pool.submit(run_page, page) for page in todo]):
             page, notebook, result = future.result()
             if result.err is None:
                 data = {"execution_seconds": result.time}
