@@ -19,7 +19,7 @@ from rlhf_mini.experiments.lab import Lab
 from rlhf_mini.experiments.study import Study, find_rows
 from rlhf_mini.stages import rank_by
 from rlhf_mini.town import Labeler
-from rlhf_mini.town.grader import REFUSAL, WEIGHTS
+from rlhf_mini.town.grader import FAMILIES, REFUSAL, WEIGHTS
 from rlhf_mini.town.labelers import POLITE
 from rlhf_mini.town.questions import QUESTIONS
 from rlhf_mini.town.responses import SAY_NO
@@ -32,7 +32,10 @@ LABELERS = {  # what is changed of a labeler who weighs helpful, truthful, harml
     "likes long answers": {"verbosity": 0.6},
     "likes polite words": {"politeness": 0.4},
 }
-CUSTOMERS = ("nothing to refuse", "questions only")
+CUSTOMERS = {  # the families of prompts that are in use
+    "nothing to refuse": [name for name in FAMILIES if name not in SAY_NO],
+    "questions only": [family.name for family in QUESTIONS],  # nobody sets a task
+}
 CONDITIONS = tuple({"instructions": name} for name in (*LABELERS, *CUSTOMERS))
 DRAWN = {"helpful": "helpful_sampled", "harmless": "harmless_sampled", "words": "words",
          "share with a polite word": "polite"}
@@ -47,16 +50,8 @@ def instruct(labelers: Sequence[Labeler], name: str) -> list[Labeler]:
 
 
 def choose_prompts(prompts: Sequence[Prompt], name: str) -> list[Prompt]:
-    """Return the training prompts that are in use.
-
-    Args:
-        prompts: of the split "train".
-        name: one of CUSTOMERS. "nothing to refuse": without the families in which the right
-            response is to say no. "questions only": those that ask; nobody sets a task.
-    """
-    asking = {family.name for family in QUESTIONS}
-    return [p for p in prompts
-            if (p.family in asking if name == "questions only" else p.family not in SAY_NO)]
+    """Return those of the training prompts that are in use under one of CUSTOMERS."""
+    return [p for p in prompts if p.family in CUSTOMERS[name]]
 
 
 # ---- judgement ---------------------------------------------------------------------------------
