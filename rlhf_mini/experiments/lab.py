@@ -114,7 +114,9 @@ class Lab:
 
         def make(folder: Path) -> None:
             model, tokenizer = load_policy(policy, self.run.device)
-            pool = prompts or [p for p in self.run.town.prompts if p.split == split]
+            pool = prompts
+            if pool is None:
+                pool = [p for p in self.run.town.prompts if p.split == split]
             drawn = make_rng(self.seed, "lab prompts", split).sample(pool, len(pool))[:count]
             write_jsonl(folder / "rankings.jsonl", collect_rankings(
                 model, tokenizer, drawn, rank, config,
@@ -122,7 +124,7 @@ class Lab:
 
         sizes = {k: v for k, v in asdict(config).items() if not k.endswith("prompts")}
         where = policy.name if policy != self.policy else "sft"
-        given = [[p.id for p in prompts]] if prompts else []
+        given = [] if prompts is None else [[p.id for p in prompts]]
         folder = self.keep("rankings", [split, count, where, sizes, *given], make)
         limits = self.run.config.reward
         return self.run.fit(read_jsonl(folder / "rankings.jsonl", Ranking), self.tokenizer,
@@ -215,17 +217,17 @@ class Lab:
         def make(folder: Path) -> None:
             policy, tokenizer = load_policy(self.policy, self.run.device)
             reward_model = self.load_reward_model(reward)
+            asked = self.run.prompts("train", tokenizer) if prompts is None else list(prompts)
             history = train_ppo(
                 policy, ValueModel.from_reward_model(reward_model),
-                score or score_with(reward_model), tokenizer,
-                list(prompts or self.run.prompts("train", tokenizer)), config,
+                score or score_with(reward_model), tokenizer, asked, config,
                 make_generator(self.seed, "lab ppo").initial_seed(),
                 self.read_corpus() if config.ptx_coef else None,
                 grade=lambda prompt, response: grade_prompt(prompt, response)["gold"])
             save_model(policy, tokenizer, folder)
             write_json(folder / "history.json", history)
 
-        given = [[p.id for p in prompts]] if prompts else []
+        given = [] if prompts is None else [[p.id for p in prompts]]
         given += [self.run.config.pretrain.row_tokens] if config.ptx_coef else []
         return self.keep("policy", [reward.name, asdict(config), name, *given], make)
 
