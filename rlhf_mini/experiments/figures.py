@@ -16,10 +16,15 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
 MARKERS = "oD^vPXs"
 
 
+def new_sheet(height: float) -> Figure:
+    """Return an empty figure of a phone's width."""
+    matplotlib.rcParams.update(STYLE)
+    return Figure(figsize=(WIDTH, height))
+
+
 def new_panels(rows: int, columns: int, height: float, **kwargs) -> tuple[Figure, list[Axes]]:
     """Return a figure of a phone's width and its axes, row by row."""
-    matplotlib.rcParams.update(STYLE)
-    figure = Figure(figsize=(WIDTH, height))
+    figure = new_sheet(height)
     return figure, list(figure.subplots(rows, columns, squeeze=False, **kwargs).flat)
 
 

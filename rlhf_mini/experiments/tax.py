@@ -10,7 +10,6 @@ import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -19,12 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_mini.config import SFTConfig
 from rlhf_mini.data import Demonstration, TokenBatch, collate, encode_pair
 from rlhf_mini.evaluation import evaluate_zero_shot
-from rlhf_mini.experiments.figures import PALETTE, draw_line
+from rlhf_mini.experiments.figures import PALETTE, draw_line, new_sheet
 from rlhf_mini.experiments.lab import Lab
 from rlhf_mini.experiments.study import Study, find_rows
 from rlhf_mini.loading import load_policy, save_model
 from rlhf_mini.models import compute_response_logprobs, freeze, set_residual_dropout
-from rlhf_mini.plots import STYLE, WIDTH
 from rlhf_mini.pretrain import lm_loss
 from rlhf_mini.runtime import check_finite, make_generator
 from rlhf_mini.sft import compute_sft_loss, sft_loss
@@ -185,8 +183,7 @@ def draw(rows: list[dict]) -> Figure:
 
     In the panel of the corpus loss each mean of PPO bears its coefficient.
     """
-    matplotlib.rcParams.update(STYLE)
-    figure = Figure(figsize=(WIDTH, 5.0))
+    figure = new_sheet(5.0)
     *small, wide = TASKS
     panels = figure.subplot_mosaic([small, [wide] * len(small)], sharey=True,
                                    height_ratios=(2, 3))
