@@ -101,9 +101,9 @@ def _check_choice(choice: nodes.list_item, name: str) -> None:
                         "or '(x) The right choice.'")
     text.replace(first, nodes.Text(first[mark.end():]))
     choice["right"] = mark[1] == "x"
-    if len(choice.children) < 2:
-        raise Malformed(choice, f"{name} has no explanation; write one below it, after an empty "
-                        "line and 5 spaces deep")
+    if not isinstance(next(iter(choice.children[1:]), None), nodes.paragraph):
+        raise Malformed(choice, f"{name} has no explanation; write a sentence below it, after an "
+                        "empty line and 5 spaces deep")
 
 
 def _count(things: list, name: str) -> str:
@@ -164,8 +164,6 @@ def _judged(choice: nodes.list_item, letter: str = "") -> list[nodes.Node]:
     """Return the explanation with its verdict in front."""
     first, *more = choice.children[1:]
     verdict = nodes.strong("", letter + ("Right." if choice["right"] else "Wrong."))
-    if not isinstance(first, nodes.paragraph):
-        return [nodes.paragraph("", "", verdict), first, *more]
     return [nodes.paragraph("", "", verdict, nodes.Text(" "), *first.children), *more]
 
 

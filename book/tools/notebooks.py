@@ -2,9 +2,11 @@
 
     python book/tools/notebooks.py
 
-A page is MyST Markdown, which plain Jupyter does not know. Directives become what it does know:
-cards and admonitions are quotes, citations are links, labelled equations get a tag, an included
-function is its source. Code cells stay as they are.
+A page becomes two notebooks: one for students, book/notebooks/NAME.ipynb, with stubs and hints but
+no solutions, and one with them, book/notebooks/solutions/NAME.ipynb. A page is MyST Markdown, which
+plain Jupyter does not know. Directives become what it does know: cards and admonitions are quotes,
+citations are links, labelled equations get a tag, an included function is its source. Code cells
+stay as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import yaml
 from pybtex.database import parse_file
+from quizzes import as_markdown
 
 BOOK = Path(__file__).resolve().parent.parent
 OUT = BOOK / "notebooks"
@@ -42,7 +45,8 @@ class Page:
     name: str
     equations: dict[str, int] = field(default_factory=dict)
     cells: list[dict] = field(default_factory=list)
-    hidden: bool = False  # inside a solution: its code is folded
+    hidden: bool = False  # inside a solution: its code is folded, or left out
+    solutions: bool = True  # whether they are shown
 
 
 @cache
@@ -85,10 +89,10 @@ def page_of(label: str) -> str | None:
     return next((p.stem for p in sorted(BOOK.glob("*.md")) if place.search(read(p.stem))), None)
 
 
-def convert(name: str) -> str:
-    """Return a page as the text of an .ipynb file."""
+def convert(name: str, solutions: bool = False) -> str:
+    """Return a page as the text of an .ipynb file, with or without solutions."""
     text = re.sub(r"\A---\n.*?\n---\n", "", read(name), flags=re.DOTALL)
-    page = Page(name)
+    page = Page(name, solutions=solutions)
     labels = re.findall(r"^\$\$ *\(([\w:.-]+)\)$|^:label: *([\w:.-]+)", text, re.MULTILINE)
     page.equations = {a or b: i for i, (a, b) in enumerate(labels, start=1)}
     package = f"git+{config()['repository']['url']}"
@@ -239,6 +243,8 @@ def _render(page: Page, block: Block) -> str:
     if name in ("table", "csv-table", "grid", "grid-item", "grid-item-card",
                 "tab-set", "tab-item", "div", "margin", "sidebar", "container"):
         return (f"**{title}**\n\n" if title and name != "grid" else "") + _nested(page, block.body)
+    if name == "quiz":
+        return _nested(page, as_markdown(block.body))
     if name in ("code-block", "code", "sourcecode"):
         return f"```{block.title}\n{block.body}\n```"
     raise ValueError(f"{page.name}.md: no plain Markdown is known for the directive {{{name}}}; "
