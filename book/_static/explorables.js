@@ -8,9 +8,10 @@
           controls: data => [            // in the order of the page; a slider or a choice
             {name: "beta", label: "price β", min: 0, max: 1, step: 0.1, value: 0.5,
              show: x => Explorables.fixed(x, 1)},       // optional: how the value reads
-            {name: "kind", label: "estimator", options: ["k1", "k2", "k3"], value: "k1"},
+            {name: "kind", label: "estimator", options: ["k1", "k2", "k3"], value: "k1",
+             radio: true},                             // optional: all options are seen
           ],
-          legend: [["blue", "line", "value"], ["orange", "bar", "advantage"]],  // optional
+          legend: [["blue", "line", "value"], ...],     // optional; line, dash, bar, dot, arrow
           compute: (p, data) => ({kl: ...}),            // pure: p.beta, p.kind; no page, no drawing
           draw: (picture, result, p, data) => {...},    // see Picture and Panel below
           say: (result, p, data) => "One sentence: what the picture now shows.",
@@ -18,6 +19,9 @@
 
       A slider may have `of: position => parameter` (a logarithmic one: `of: x => 10 ** x`; min,
       max, step and value are positions then, and `show` gets the parameter).
+      What is neither may be put above the drawing by `own: (panel, redraw) => control`, where
+      control has a name, read() and reset() as the others have, and fill(result, p, data), which
+      is called at every drawing. An example is samples.js.
       Colours are names: ink, muted, blue, vermillion, green, orange, purple.
       The file is loaded by the pages that hold such a figure; nothing else registers it.
    2. A cell of the page ends in show_explorable("NAME", data, figure, text), with a caption in its
@@ -130,6 +134,14 @@
       }
     }
 
+    /** The area between two lines: points [x, low, high]. */
+    area(points, {color = "blue", opacity = 0.18} = {}) {
+      const at = (x, y) => `${this.x(x) - this.box.left} ${this.y(y) - this.box.top}`;
+      const back = points.map(([x, low]) => at(x, low)).reverse();
+      const there = points.map(([x, , high]) => at(x, high));
+      make(this.inside, "path", {d: `M${[...there, ...back].join("L")}z`, fill: color, opacity});
+    }
+
     /** A grey band between two numbers on the x axis. */
     band(from, to) {
       make(this.inside, "rect", {x: this.x(from) - this.box.left, y: 0, height: this.box.height,
@@ -169,18 +181,20 @@
       svg.replaceChildren();
     }
 
-    /** Panels side by side, or below each other where it is narrow or `columns` is 1.
+    /** Panels side by side, or below each other where each would get less than `least` pixels or
+        `columns` is 1.
 
         spec: x: [low, high], y: [low, high]; optional: title (stands above, names what is on the
         y axis), xLabel, xTicks and yTicks (numbers or [number, "name"]), slant: true (long names
         on the x axis), height (pixels), share (of the width, if not the same for all). */
-    panels(specs, {columns = specs.length, left = 40} = {}) {
-      const beside = columns > 1 && this.width / columns >= 230;
+    panels(specs, {columns = specs.length, left = 40, least = 230} = {}) {
+      const beside = columns > 1 && this.width / columns >= least;
       const shares = specs.map(spec => spec.share || 1), all = shares.reduce((a, b) => a + b);
       let [x, y, bottom] = [0, 0, 0];
       const made = specs.map((spec, i) => {
         const wide = beside ? this.width * shares[i] / all : this.width;
-        const below = (spec.slant ? 68 : 24) + (spec.xLabel ? 16 : 0);
+        const longest = Math.max(...(spec.xTicks || []).map(mark => String(mark[1] ?? mark).length));
+        const below = (spec.slant ? 20 + 4.4 * longest : 24) + (spec.xLabel ? 16 : 0);
         const box = {left: x + left, top: y + 26, width: wide - left - 12,
                      height: spec.height || 190, below};
         const panel = new Panel(this.svg, box, spec);
@@ -202,6 +216,7 @@
     const {name, label, options, value, show = String, of = x => x} = control;
     const row = make(parent, "div", {class: "explorable-control"});
     const id = `explorable-${document.querySelectorAll(".explorable-control").length}`;
+    if (control.radio) return addRadio(row, id, control, onInput);
     make(row, "label", {for: id}, label);
     const output = options ? null : make(row, "output", {for: id, "aria-live": "off"});
     const input = options ? make(row, "select", {id, name})
@@ -220,8 +235,24 @@
     return {name, read, reset};
   }
 
+  /** A choice whose options are all seen; one stop of the Tab key, as for every group of them. */
+  function addRadio(row, id, {name, label, options, value}, onInput) {
+    const group = make(row, "fieldset");
+    make(group, "legend", {}, label);
+    const inputs = options.map((option, i) => {
+      const input = make(group, "input", {type: "radio", id: `${id}-${i}`, name: id,
+                                          value: option});
+      make(group, "label", {for: input.id}, option);
+      input.addEventListener("input", onInput);
+      return input;
+    });
+    const reset = () => { inputs[options.indexOf(value)].checked = true; };
+    reset();
+    return {name, read: () => inputs.find(input => input.checked).value, reset};
+  }
+
   const SWATCHES = {line: "M1 6H19", dash: "M1 6H19", bar: "M4 1H16V11H4z",
-                    dot: "M10 1.5a4.5 4.5 0 1 0 .01 0z"};
+                    dot: "M10 1.5a4.5 4.5 0 1 0 .01 0z", arrow: "M9 12V6H5L10 0L15 6H11V12z"};
 
   function addLegend(parent, entries) {
     const legend = make(parent, "p", {class: "explorable-legend", "aria-hidden": "true"});
@@ -241,6 +272,7 @@
     const data = JSON.parse(figure.querySelector("script").textContent);
     const panel = make(figure, "div", {class: "explorable-panel"});
     const controls = make(panel, "div", {class: "explorable-controls"});
+    const own = definition.own?.(panel, () => draw(300));
     if (definition.legend) addLegend(panel, definition.legend);
     const svg = make(panel, "svg", {role: "img"});
     const sentence = make(panel, "p", {class: "explorable-sentence", "aria-live": "polite"});
@@ -251,12 +283,14 @@
       const width = Math.floor(panel.clientWidth);
       svg.setAttribute("width", width);
       definition.draw(new Picture(svg, width), result, p, data);
+      own?.fill(result, p, data);
       svg.setAttribute("aria-label", words);
       clearTimeout(waiting);  // a slider that moves is not read out at every step
       waiting = setTimeout(() => { sentence.textContent = words; }, wait);
     };
     const made = definition.controls(data).map(
       control => addControl(controls, control, () => draw(300)));
+    if (own) made.push(own);
     const button = make(controls, "button", {type: "button"}, "Back to the start");
     button.addEventListener("click", () => { made.forEach(c => c.reset()); draw(300); });
     draw(0);
@@ -282,7 +316,7 @@
       make(document.head, "script", {src: new URL(`explorables/${name}.js`, here).href});
   }
 
-  window.Explorables = {add, fixed, ticks};
+  window.Explorables = {add, fixed, make, ticks};
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", load);
   else load();
 })();
