@@ -3,23 +3,21 @@
     python tests/mutants.py            apply each one, run its test, print the table
     python tests/mutants.py NAME ...   only these
 
-A mutant replaces a piece of one function's source. The function is compiled anew inside its module
-and its code is swapped in place, so every module that imported it runs the wrong variant. Many of
-them are bugs of published code; they double as bug hunts for readers.
+A mutant replaces a piece of one function's source. Many of them are bugs of published code. The
+hunts of `rlhf_mini.check.hunts` are among them: readers of the book look for those.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import importlib
-import inspect
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from rlhf_mini.check.hunts import HUNTS
+from rlhf_mini.check.planting import planted
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,9 +94,6 @@ MUTANTS = [
     Mutant("gae-without-lambda", "lambda left out of the recursion",
            "advantages:compute_gae", "gamma * gae_lambda *", "gamma *",
            "test_advantages.py::test_lambda_zero_is_the_one_step_error"),
-    Mutant("gae-value-of-this-state", "delta uses V_t twice instead of V_(t+1)",
-           "advantages:compute_gae", "gamma * next_value -", "gamma * values[:, t] -",
-           "test_advantages.py::test_gae_equals_the_double_sum"),
     Mutant("returns-without-values", "returns are advantages only",
            "advantages:compute_gae", "advantages + values", "advantages",
            "test_advantages.py::test_lambda_one_is_the_discounted_return_minus_the_value"),
@@ -401,6 +396,11 @@ MUTANTS = [
            "rloo:rloo_loss", "torch.where(response_mask, logprobs, 0).sum(1)",
            "torch.where(response_mask, logprobs, 0).sum(1) / response_mask.sum(1)",
            "test_rloo.py::test_the_loss_is_the_weighted_sum_over_tokens"),
+    # ---- the book's bug hunts
+    *(Mutant(label, HUNTS[label].why, HUNTS[label].target, HUNTS[label].old, HUNTS[label].new, test)
+      for label, test in {
+          "hunt-09": "test_advantages.py::test_gae_equals_the_double_sum",
+      }.items()),
 ]
 
 
@@ -409,58 +409,9 @@ CONTROL = Mutant("control", "another way to write the same", "kl:estimate_kl", "
                  "d * d / 2", "test_kl.py::test_k2_is_biased")
 
 
-# ---------------------------------------------------------------- applying a mutant
-
-def locate(target: str) -> tuple[object, ast.FunctionDef, str, Path]:
-    """The function object, its syntax tree, the source of its module, and the file."""
-    module_name, _, qualified = target.partition(":")
-    module = importlib.import_module(f"rlhf_mini.{module_name}")
-    path = Path(module.__file__)
-    source = path.read_text()
-    body, owner = ast.parse(source).body, module
-    *classes, name = qualified.split(".")
-    for step in classes:
-        body = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == step).body
-        owner = getattr(owner, step)
-    node = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == name)
-    return getattr(owner, name), node, source, path
-
-
-def plain(function: Callable) -> Callable:
-    """The function below classmethod and decorators such as torch.no_grad."""
-    return inspect.unwrap(getattr(function, "__func__", function))
-
-
-@contextlib.contextmanager
-def applied(mutant: Mutant) -> Iterator[None]:
-    """Run the body with the wrong variant in place.
-
-    Raises:
-        LookupError: if `old` does not occur exactly once in the function.
-    """
-    function, node, source, path = locate(mutant.target)
-    lines = source.splitlines(keepends=True)
-    before, inside, after = (lines[:node.lineno - 1], lines[node.lineno - 1:node.end_lineno],
-                             lines[node.end_lineno:])
-    text = "".join(inside)
-    count = text.count(mutant.old)
-    if count != 1:
-        raise LookupError(f"mutant {mutant.name}: {mutant.old!r} occurs {count} times in "
-                          f"{mutant.target}; bring tests/mutants.py up to date")
-    changed = "".join([*before, text.replace(mutant.old, mutant.new), *after])
-    module = sys.modules[f"rlhf_mini.{mutant.target.partition(':')[0]}"]
-    namespace = dict(module.__dict__)
-    exec(compile(changed, str(path), "exec"), namespace)  # our own source, changed in one place
-    wrong = namespace
-    for step in mutant.target.partition(":")[2].split("."):
-        wrong = wrong[step] if isinstance(wrong, dict) else getattr(wrong, step)
-    right, wrong = plain(function), plain(wrong)
-    saved = right.__code__
-    right.__code__ = wrong.__code__
-    try:
-        yield
-    finally:
-        right.__code__ = saved
+def applied(mutant: Mutant) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the wrong variant is in place."""
+    return planted(mutant.target, mutant.old, mutant.new)
 
 
 # ---------------------------------------------------------------- running the tests

@@ -12,6 +12,7 @@ import pytest
 from mutants import MUTANTS, applied
 
 from rlhf_mini import kl
+from rlhf_mini.check.hunts import HUNTS
 
 NAMES = [m.name for m in MUTANTS]
 
@@ -38,6 +39,7 @@ def test_there_are_at_least_25_with_names_and_reasons_of_their_own():
     assert len(MUTANTS) >= 25
     assert len(set(NAMES)) == len(MUTANTS)
     assert all(m.why and m.old != m.new for m in MUTANTS)
+    assert set(HUNTS) <= set(NAMES)  # every bug hunt of the book is killed as well
 
 
 def test_a_mutant_is_in_place_for_the_body_only():
@@ -50,6 +52,6 @@ def test_a_mutant_is_in_place_for_the_body_only():
 
 def test_a_mutant_whose_source_is_gone_is_an_error():
     stale = replace(MUTANTS[0], old="this text is nowhere")
-    with pytest.raises(LookupError, match="occurs 0 times in .*; bring tests/mutants.py up to"), \
+    with pytest.raises(LookupError, match="occurs 0 times in .*, expected once"), \
             applied(stale):
         pass

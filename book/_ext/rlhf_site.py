@@ -69,6 +69,9 @@ def point_at_notebooks(app, pagename, templatename, context, doctree) -> None:
     shipped = Path(app.outdir) / "_sources" / clean.name
     if shipped.exists():
         shutil.copyfile(clean, shipped)
+        (shipped.parent / "solutions").mkdir(exist_ok=True)
+        shutil.copyfile(clean.parent / "solutions" / clean.name,
+                        shipped.parent / "solutions" / clean.name)
     for group in context.get("header_buttons", ()):
         for button in group.get("buttons", ()):
             if "colab" in button.get("url", ""):

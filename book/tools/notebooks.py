@@ -164,13 +164,25 @@ def _add_blocks(page: Page, text: str) -> None:
     """Turn a text into cells: code cells as they are, all else as Markdown."""
     prose: list[str] = []
     for block in split_blocks(text):
-        if block.name == "code-cell":
+        if not page.solutions and (page.hidden or _tells(block)):
+            if not page.hidden:
+                prose.append("*The solution is in the notebook "
+                             f"[solutions/{page.name}.ipynb](solutions/{page.name}.ipynb).*")
+            page.hidden = block.name == "solution-start" or (
+                page.hidden and block.name != "solution-end")
+        elif block.name == "code-cell":
             _add_markdown(page, "\n\n".join(prose))
             prose = []
             _add_code(page, block.body, block.options)
         else:
             prose.append(_render(page, block))
     _add_markdown(page, "\n\n".join(prose))
+
+
+def _tells(block: Block) -> bool:
+    """Whether a block is what a student should not see before trying."""
+    return block.name in ("solution", "solution-start") or (
+        block.name == "dropdown" and block.title == "Answers")
 
 
 def _add_markdown(page: Page, text: str) -> None:
@@ -232,7 +244,8 @@ def _render(page: Page, block: Block) -> str:
         return _folded(page, title or "More", block.body)
     if name in ("figure", "image"):
         caption = _nested(page, block.body)
-        picture = f"![{block.options.get('alt', '')}](../{block.title})"
+        up = "../../" if page.solutions else "../"
+        picture = f"![{block.options.get('alt', '')}]({up}{block.title})"
         return picture + (f"\n\n*{caption}*" if caption else "")
     if name == "literalinclude":
         return _source(block)
@@ -371,14 +384,14 @@ def _role(page: Page, role: str, text: str) -> str:
 
 def main() -> None:
     """Write all notebooks and remove those of pages that are gone."""
-    OUT.mkdir(exist_ok=True)
-    names = pages()
-    for path in OUT.glob("*.ipynb"):
-        if path.stem not in names:
-            path.unlink()
-    for name in names:
-        (OUT / f"{name}.ipynb").write_text(convert(name), encoding="utf-8")
-        print(f"book/notebooks/{name}.ipynb")
+    for folder, solutions in ((OUT, False), (OUT / "solutions", True)):
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob("*.ipynb"):
+            if path.stem not in pages():
+                path.unlink()
+        for name in pages():
+            (folder / f"{name}.ipynb").write_text(convert(name, solutions), encoding="utf-8")
+            print((folder / f"{name}.ipynb").relative_to(BOOK.parent))
 
 
 if __name__ == "__main__":

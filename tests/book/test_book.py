@@ -30,11 +30,15 @@ CHAPTERS = notebooks.pages()
 CODE = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+def cells_in(text: str) -> list[str]:
+    """The code of the cells of a text, without their options."""
+    options = re.compile(r"\A(---\n.*?\n---\n|(:[\w-]+:[^\n]*\n)+)", re.DOTALL)
+    return [options.sub("", cell) for cell in CODE.findall(text)]
+
+
 def cells_of(name: str) -> list[str]:
     """The code of a page's cells, without their options."""
-    cells = CODE.findall(notebooks.read(name))
-    options = re.compile(r"\A(---\n.*?\n---\n|(:[\w-]+:[^\n]*\n)+)", re.DOTALL)
-    return [options.sub("", cell) for cell in cells]
+    return cells_in(notebooks.read(name))
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
@@ -101,23 +105,31 @@ def test_printed_commands_are_found_in_all_their_forms():  # tests/book/commands
 # ---- the notebooks -----------------------------------------------------------------------------
 
 
-def test_notebooks_are_in_step_with_the_pages():
-    assert {p.stem for p in notebooks.OUT.glob("*.ipynb")} == set(CHAPTERS)
+@pytest.mark.parametrize("solutions", [False, True])
+def test_notebooks_are_in_step_with_the_pages(solutions):
+    folder = notebooks.OUT / "solutions" if solutions else notebooks.OUT
+    assert {p.stem for p in folder.glob("*.ipynb")} == set(CHAPTERS)
     for name in CHAPTERS:
-        there = (notebooks.OUT / f"{name}.ipynb").read_text(encoding="utf-8")
-        assert there == notebooks.convert(name), f"{name}: run `make notebooks`"
+        there = (folder / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert there == notebooks.convert(name, solutions), f"{name}: run `make notebooks`"
 
 
+@pytest.mark.parametrize("solutions", [False, True])
 @pytest.mark.parametrize("page", CHAPTERS)
-def test_notebooks_hold_all_code_and_no_directive(page):
-    cells = json.loads(notebooks.convert(page))["cells"]
+def test_notebooks_hold_all_code_and_no_directive(page, solutions):
+    cells = json.loads(notebooks.convert(page, solutions))["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     assert "git+https://" in code[0] and all(c["cell_type"] == "markdown" or not c["outputs"]
                                              for c in cells)
-    assert code[1:] == [c.strip() for c in cells_of(page)]
+    text = notebooks.read(page)
+    if not solutions:
+        text = re.sub(r"^`{3,4}\{solution-start.*?^`{3,4}\{solution-end\}", "", text,
+                      flags=re.MULTILINE | re.DOTALL)
+    assert code[1:] == [c.strip() for c in cells_in(text)]
     prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     prose = re.sub(r"^```.*?^```$", "", prose, flags=re.MULTILINE | re.DOTALL)
     assert not re.search(r"\{[\w:-]+\}`|^:{3,}|^`{3,}\{|^\([\w-]+\)=", prose, re.MULTILINE)
+    assert ("<summary>Answers" in prose) <= solutions and ("### Solution" in prose) <= solutions
 
 
 def test_directives_become_markdown():

@@ -1,0 +1,210 @@
+"""How an answer is checked: property by property, up to the first that does not hold."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# A property: its name, whether it holds, and what it means when it does not (never the answer).
+Property = tuple[str, bool, str]
+# Yields properties in the order in which a learner should meet them; may return a closing remark.
+Checker = Callable[[Any], Generator[Property, None, str | None]]
+EXERCISES: dict[str, Checker] = {}
+CHECKS = str(Path(__file__).parent)
+LIBRARIES = r"[/\\](site-packages|dist-packages|rlhf_mini)[/\\]"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check says.
+
+    Attributes:
+        label: of the exercise.
+        holds: whether the answer has all properties.
+        passed: names of the properties that hold, in order.
+        failed: name of the first that does not, "unwritten", "error" or "" if all hold.
+        text: all of it in words.
+    """
+
+    label: str
+    holds: bool
+    passed: tuple[str, ...]
+    failed: str
+    text: str
+
+    def __bool__(self) -> bool:
+        return self.holds
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def exercise(label: str) -> Callable[[Checker], Checker]:
+    """Register the decorated generator as the check of an exercise.
+
+    Args:
+        label: of the exercise in the book, such as "ex-masked-mean".
+    """
+    def register(checker: Checker) -> Checker:
+        if label in EXERCISES:
+            raise ValueError(f"there are two checks of {label!r}")
+        EXERCISES[label] = checker
+        return checker
+    return register
+
+
+def check(label: str, answer: Any) -> Report:
+    """Check the answer to an exercise of the book; make it the last line of a cell.
+
+    Nothing that the answer does stops the notebook: an error in it is reported as such.
+
+    Args:
+        label: of the exercise, as its check cell names it.
+        answer: a function, a number, a word or whatever the exercise asks for; None, or a function
+            that raises NotImplementedError, counts as not written yet.
+
+    Returns:
+        The report; true if the answer is right.
+
+    Raises:
+        ValueError: if there is no such exercise.
+    """
+    if label not in EXERCISES:
+        raise ValueError(f"there is no exercise {label!r}; there are {', '.join(EXERCISES)}")
+    passed: list[str] = []
+    try:
+        if answer is None or answer is ...:
+            raise NotImplementedError
+        steps = EXERCISES[label](_guarded(answer) if inspect.isroutine(answer) else answer)
+        while True:
+            try:
+                name, holds, meaning = next(steps)
+            except StopIteration as end:
+                return _report(label, passed, "", end.value or "")
+            if not holds:
+                return _report(label, passed, name, meaning)
+            passed.append(name)
+    except NotImplementedError:
+        return Report(label, False, tuple(passed), "unwritten", f"{label}: not written yet. "
+                      "Replace the stub, then run this cell again.")
+    except _Fault as fault:
+        return _report(label, passed, fault.name, str(fault))
+    except Exception as error:
+        return _report(label, passed, "error", _their_error(error))
+
+
+def _report(label: str, passed: list[str], failed: str, words: str) -> Report:
+    if not failed:
+        names = ", ".join(dict.fromkeys(passed))
+        return Report(label, True, tuple(passed), "", f"{label}: all properties hold ({names})."
+                      + (f" {words}" if words else ""))
+    so_far = "".join(f"\n  holds: {name}" for name in dict.fromkeys(passed))
+    return Report(label, False, tuple(passed), failed,
+                  f"{label}: not yet.{so_far}\n  fails: {failed}. {words}")
+
+
+# ---- what goes wrong in the learner's code ------------------------------------------------------
+
+
+class _Fault(Exception):
+    """A property of every function does not hold."""
+
+    def __init__(self, name: str, words: str):
+        super().__init__(words)
+        self.name = name
+
+
+def _guarded(function: Callable) -> Callable:
+    """Return the function; it fails if it returns nothing or changes a tensor that it was given."""
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+        before = [t.detach().clone() for t in tensors]
+        result = function(*args, **kwargs)
+        if result is None:
+            raise _Fault("return", "Your function returns nothing (None). Is a `return` missing?")
+        for old, new in zip(before, tensors, strict=True):
+            if not torch.equal(torch.nan_to_num(old), torch.nan_to_num(new.detach())):
+                raise _Fault("inputs", "Your function changes a tensor that it was given; the "
+                             "caller still needs it. Make a new one: no `x[...] =`, no `x += ...`, "
+                             "no function whose name ends in `_`.")
+        return result
+    return call
+
+
+def _their_error(error: Exception) -> str:
+    """Say where in the learner's code an error arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    called = max(i for i, f in enumerate(frames) if f.filename.startswith(CHECKS))
+    frames = [f for f in frames[called + 1:] if not re.search(LIBRARIES, f.filename)]
+    what = f"{type(error).__name__}: {error}"
+    if not frames:
+        return ("Your answer has a form that this check cannot read. Look at the shapes and types "
+                f"in the task. ({what})")
+    place = f"line {frames[-1].lineno}" + (f", `{frames[-1].line}`" if frames[-1].line else "")
+    return f"Your code stopped in {frames[-1].name} ({place}):\n    {what}"
+
+
+# ---- helpers of the checks: they compare anything and never raise --------------------------------
+
+
+def close(got: Any, expected: Any, tolerance: float = 1e-5) -> bool:
+    """Whether two tensors or numbers are equal up to a tolerance, absolute and relative.
+
+    Args:
+        got: what the learner made: any shape, or not even a tensor.
+        expected: a tensor of any shape, a number, or lists of them.
+        tolerance: of an entry, times the larger of 1 and its size.
+    """
+    try:
+        a, b = (torch.as_tensor(x).detach().double() for x in (got, expected))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def shaped(got: Any, shape: Sequence[int], what: str = "the result") -> Property:
+    """Return the property "shape": the answer is a tensor of this shape.
+
+    Args:
+        got: what the learner made: a tensor of any shape, or something else.
+        shape: expected; () also admits a plain number.
+        what: how the message calls it.
+    """
+    there = tuple(got.shape) if isinstance(got, torch.Tensor) else None
+    if there is None and isinstance(got, int | float) and not isinstance(got, bool):
+        there = ()
+    found = f"a {type(got).__name__}" if there is None else f"shape {there}"
+    return "shape", there == tuple(shape), f"Expected {what} of shape {tuple(shape)}, got {found}."
+
+
+def finite(got: Any) -> bool:
+    """Whether all entries are numbers, neither inf nor nan.
+
+    Args:
+        got: a tensor of any shape, or a number.
+    """
+    if isinstance(got, torch.Tensor):
+        return bool(torch.isfinite(got).all())
+    return isinstance(got, int | float) and math.isfinite(got)
+
+
+def gradient(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of a function's sum at x; zeros where it does not depend on x.
+
+    Args:
+        function: from a tensor of the shape of x to a tensor of any shape.
+        x: any shape.
+    """
+    x = x.detach().clone().requires_grad_(True)
+    result = function(x)
+    if not (isinstance(result, torch.Tensor) and result.requires_grad):
+        return torch.zeros_like(x)
+    return torch.autograd.grad(result.sum(), x, allow_unused=True, materialize_grads=True)[0]
