@@ -279,3 +279,33 @@ def test_a_quiz_is_printed_with_boxes_and_a_key(browser):
         assert browser.evaluate(box) == '"\N{BALLOT BOX}"'
     finally:
         browser.call("Emulation.setEmulatedMedia", media="")
+
+
+# ---- the quizzes of the book -------------------------------------------------------------------
+
+QUIZ = re.compile(r"^:::\{quiz\}\n(.*?)^:::$", re.MULTILINE | re.DOTALL)
+WITH_QUIZ = [*(f"{n:02}" for n in (1, 2, *range(13, 23)))]
+QUIZZED = sorted(page for page in BOOK.glob("[0-9][0-9]-*.md")
+                 if page.name[:2] in WITH_QUIZ or "## Quiz" in page.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", QUIZZED, ids=lambda p: p.stem)
+def test_a_chapter_has_its_quiz_before_the_recap(page):
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    place = headings.index("Quiz")
+    assert headings[place + 1] == "Recap" and headings.count("Quiz") == 1
+    before = {"Exercises", "Questions for a class"} & set(headings[:place])
+    assert before, "a quiz stands after the exercises"
+    section = text.split("\n## Quiz\n")[1].split("\n## Recap\n")[0]
+    assert len(QUIZ.findall(text)) == len(QUIZ.findall(section)) == 1
+
+
+@pytest.mark.parametrize("page", QUIZZED, ids=lambda p: p.stem)
+def test_a_right_answer_cannot_be_guessed_from_its_looks(page):
+    questions = quizzes.questions_of(QUIZ.search(page.read_text(encoding="utf-8"))[1])
+    right = [[is_right for is_right, _, _ in choices].index(True) for _, choices in questions]
+    assert len(set(right)) >= 3, "put the right choices in more places"
+    lengths = [[len(text) for _, text, _ in choices] for _, choices in questions]
+    longest = sum(row[i] == max(row) for row, i in zip(lengths, right, strict=True))
+    assert longest < len(right), "every right choice is the longest one"
