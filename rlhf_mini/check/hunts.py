@@ -91,6 +91,16 @@ def _checker(sought: Hunt) -> Callable[[object], Generator[Property, None, str]]
 
 
 HUNTS = {h.label: h for h in (
+    Hunt("hunt-07", "tensors:masked_whiten", "if not shift_mean:", "if shift_mean:",
+         ("tensors:masked_mean", "tensors:masked_var", "tensors:masked_whiten", "ppo:policy_loss"),
+         "The mean that was taken off is added again, unless somebody asks to keep it. So the "
+         "advantages have the right spread and the wrong centre: no baseline is left."),
+    Hunt("hunt-08", "advantages:compute_rewards", "(old_logprobs - ref_logprobs)",
+         "(old_logprobs - ref_logprobs).abs()",
+         ("advantages:compute_rewards", "kl:estimate_kl", "kl:KLController.update",
+          "ppo:policy_loss"),
+         "The penalty is never negative. So a token that the policy has given up costs as much as "
+         "one that it says too often, where it should earn a bonus, and nothing ever comes back."),
     Hunt("hunt-09", "advantages:compute_gae", "gamma * next_value -", "gamma * values[:, t] -",
          ("advantages:compute_rewards", "advantages:compute_gae"),
          "The TD error compares the value of a state with itself instead of with that of the next "
