@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 # A property: its name, whether it holds, and what it means when it does not (never the answer).
@@ -125,13 +126,14 @@ class _Fault(Exception):
 def _guarded(function: Callable) -> Callable:
     """Return the function; it fails if it returns nothing or changes a tensor that it was given."""
     def call(*args: Any, **kwargs: Any) -> Any:
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
-        before = [t.detach().clone() for t in tensors]
+        tensors = [torch.as_tensor(a).detach() for a in (*args, *kwargs.values())
+                   if isinstance(a, torch.Tensor | np.ndarray)]  # an array shares its memory
+        before = [t.clone() for t in tensors]
         result = function(*args, **kwargs)
         if result is None:
             raise _Fault("return", "Your function returns nothing (None). Is a `return` missing?")
         for old, new in zip(before, tensors, strict=True):
-            if not torch.equal(torch.nan_to_num(old), torch.nan_to_num(new.detach())):
+            if not torch.equal(torch.nan_to_num(old), torch.nan_to_num(new)):
                 raise _Fault("inputs", "Your function changes a tensor that it was given; the "
                              "caller still needs it. Make a new one: no `x[...] =`, no `x += ...`, "
                              "no function whose name ends in `_`.")
@@ -171,14 +173,15 @@ def close(got: Any, expected: Any, tolerance: float = 1e-5) -> bool:
 
 
 def shaped(got: Any, shape: Sequence[int], what: str = "the result") -> Property:
-    """Return the property "shape": the answer is a tensor of this shape.
+    """Return the property "shape": the answer is a tensor or an array of this shape.
 
     Args:
-        got: what the learner made: a tensor of any shape, or something else.
+        got: what the learner made: a tensor or array of any shape, or something else.
         shape: expected; () also admits a plain number.
         what: how the message calls it.
     """
-    there = tuple(got.shape) if isinstance(got, torch.Tensor) else None
+    array = isinstance(got, torch.Tensor | np.ndarray | np.generic)
+    there = tuple(got.shape) if array else None
     if there is None and isinstance(got, int | float) and not isinstance(got, bool):
         there = ()
     found = f"a {type(got).__name__}" if there is None else f"shape {there}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,23 @@ def test_nothing_returned_and_arguments_changed_are_faults(doubled):
     assert "Is a `return` missing?" in check("ex-doubled", lambda x: None).text
     report = check("ex-doubled", lambda x: x.mul_(2))
     assert report.failed == "inputs" and "changes a tensor" in report.text
+
+
+def test_arrays_of_numpy_are_as_good_as_tensors():
+    @core.exercise("ex-arrays")
+    def checker(f):
+        x = np.array([1.0, 2.0])
+        yield core.shaped(f(x), (2,))
+        yield "twice", core.close(f(x), 2 * x), "Every entry should be twice as large."
+
+    def changes(x):
+        x *= 2
+        return x
+
+    assert check("ex-arrays", lambda x: 2 * x).holds
+    assert check("ex-arrays", lambda x: x.sum()).text.endswith("got shape ().")
+    assert check("ex-arrays", changes).failed == "inputs"
+    del EXERCISES["ex-arrays"]
 
 
 def test_errors_are_those_of_the_learner(doubled):
