@@ -17,7 +17,7 @@ html_css_files = ["book.css"]
 html_favicon = {str(BOOK / "_static" / "favicon.svg")!r}
 html_context = {{"default_mode": "auto"}}
 mathjax_path = "mathjax/tex-chtml.js"
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 nb_execution_mode = "off"
 suppress_warnings = ["myst-nb.lexer"]
 """
@@ -49,7 +49,7 @@ GOOD = r"""
 
    - (x) 2
 
-     To the even number.
+     To the [even]{#even} number.
 
    - ( ) 3
 

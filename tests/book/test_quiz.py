@@ -38,6 +38,7 @@ FAULTS = {  # name: (quiz, start of the line that is named, what is said)
     "empty": ("\n", ":::{quiz}", "is empty"),
     "prose": ("\nChoose.\n" + GOOD, "Choose.", "something besides its one numbered list"),
     "outdented": (GOOD.replace("   - (", "- (", 1), "- ( ) It is", "something besides"),
+    "two-lists": (GOOD.replace("4. Fourth", "4) Fourth"), "4) Fourth", "something besides"),
     "three": (GOOD.replace(FOURTH, ""), "1. With", "3 questions; write 4 to 6"),
     "seven": (GOOD + "".join(FOURTH.replace("4.", f"{n}.") for n in (5, 6, 7)), "1. With",
               "7 questions; write 4 to 6"),
@@ -118,6 +119,7 @@ def test_html_is_a_form_that_every_reader_can_use(site):
     assert len(ids) == len(set(ids)), sorted(i for i in ids if ids.count(i) > 1)
     assert all(f"{b['id']}-why" in ids for b in buttons)
     assert all("checked" not in b and b["autocomplete"] == "off" for b in buttons)
+    assert [d["aria-live"] for d in form.all("div") if "aria-live" in d] == ["polite"] * 13
     assert "( )" not in text and "(x)" not in text
 
 
@@ -214,7 +216,8 @@ def shown(browser, what: str) -> list[str]:
 
 
 def score(browser) -> str:
-    return browser.evaluate("document.querySelector('.quiz-score').textContent")
+    """The line with the score, which a screen reader reads out when it changes."""
+    return browser.evaluate("document.querySelector('.quiz-score[role=status]').textContent")
 
 
 def tab_to(browser, button: str) -> None:
