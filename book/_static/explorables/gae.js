@@ -41,7 +41,7 @@ Explorables.add("gae", {
     const [top, bottom] = picture.panels([
       {title: "score units", x, y: [low - room, high + room], slant: true, height: 200,
        xTicks: tokens.map((token, t) => [t, token.trim()])},
-      {title: `weights of the n-step estimators of token ${p.token}`, x: [0.4, tokens.length + 0.6],
+      {title: `weights of the n-step estimators, token ${p.token}`, x: [0.4, tokens.length + 0.6],
        y: [0, 1.15], yTicks: [0, 0.5, 1], xLabel: "n, steps before the critic is asked", height: 110,
        xTicks: weights.map((_, i) => i + 1)},
     ], {columns: 1});

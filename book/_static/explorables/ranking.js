@@ -11,7 +11,7 @@ Explorables.add("ranking", {
     {name: "shift", label: "added to all", min: -2, max: 2, step: 0.1, value: 0,
      show: x => Explorables.fixed(x, 1)},
   ],
-  legend: [["blue", "dot", "score"], ["vermillion", "arrow", "push: minus the gradient, enlarged"],
+  legend: [["blue", "dot", "score"], ["vermillion", "arrow", "push: minus the gradient"],
            ["green", "bar", "pair in the labeler's order"], ["orange", "bar", "pair turned round"]],
 
   /** p: score0, score1, ..., shift. pairs: [winner, loser, probability], by index. */
