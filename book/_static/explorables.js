@@ -27,7 +27,7 @@
    2. A cell of the page ends in show_explorable("NAME", data, figure, text), with a caption in its
       options as for every figure. `figure` is seen where there is no script, so it shows the
       same thing with the sliders where they start.
-   3. Enter it in tests/book/test_explorables.py, which compares `compute` with the package.
+   3. Enter it in tests/book/explored.py, which compares `compute` with the package.
 
    Nothing moves by itself. The whole picture is drawn anew when a control or the width changes. */
 "use strict";
@@ -98,7 +98,7 @@
     axes() {
       const {left, top, width, height} = this.box, {spec, back} = this;
       const marks = (given, [low, high], space) => (given || ticks(low, high, space)).map(
-        mark => Array.isArray(mark) ? mark : [mark, String(mark)]);
+        mark => Array.isArray(mark) ? mark : [mark, String(mark).replace("-", "−")]);
       for (const [value, name] of marks(spec.yTicks, spec.y, height / 40)) {
         const y = this.y(value);
         make(back, "line", {x1: left, x2: left + width, y1: y, y2: y, class: "grid"});
@@ -112,7 +112,7 @@
           : {x, y: y + 16, "text-anchor": "middle"}, name);
       }
       make(back, "path", {d: `M${left} ${top}V${top + height}H${left + width}`, class: "axis"});
-      make(back, "text", {x: left, y: top - 9, class: "title"}, spec.title || "");
+      make(back, "text", {x: left - this.box.margin, y: top - 9, class: "title"}, spec.title || "");
       make(back, "text", {x: left + width, y: top + height + this.box.below - 4,
                           "text-anchor": "end"}, spec.xLabel || "");
     }
@@ -196,7 +196,7 @@
         const longest = Math.max(...(spec.xTicks || []).map(mark => String(mark[1] ?? mark).length));
         const below = (spec.slant ? 20 + 4.4 * longest : 24) + (spec.xLabel ? 16 : 0);
         const box = {left: x + left, top: y + 26, width: wide - left - 12,
-                     height: spec.height || 190, below};
+                     height: spec.height || 190, below, margin: left};
         const panel = new Panel(this.svg, box, spec);
         bottom = Math.max(bottom, box.top + box.height + below);
         if (beside) x += wide;
@@ -237,12 +237,13 @@
 
   /** A choice whose options are all seen; one stop of the Tab key, as for every group of them. */
   function addRadio(row, id, {name, label, options, value}, onInput) {
-    const group = make(row, "fieldset");
-    make(group, "legend", {}, label);
+    const group = make(row, "div", {class: "explorable-radio", role: "radiogroup",
+                                    "aria-labelledby": id});
+    make(group, "span", {id}, label);
     const inputs = options.map((option, i) => {
-      const input = make(group, "input", {type: "radio", id: `${id}-${i}`, name: id,
-                                          value: option});
-      make(group, "label", {for: input.id}, option);
+      const one = make(group, "label");
+      const input = make(one, "input", {type: "radio", name: id, value: option});
+      one.append(option);
       input.addEventListener("input", onInput);
       return input;
     });
@@ -276,11 +277,12 @@
     if (definition.legend) addLegend(panel, definition.legend);
     const svg = make(panel, "svg", {role: "img"});
     const sentence = make(panel, "p", {class: "explorable-sentence", "aria-live": "polite"});
+    if (own) svg.before(sentence);  // it speaks of what stands above it
     let waiting = 0;
     const draw = wait => {
       const p = Object.fromEntries(made.map(control => [control.name, control.read()]));
       const result = definition.compute(p, data), words = definition.say(result, p, data);
-      const width = Math.floor(panel.clientWidth);
+      const width = Math.max(Math.floor(panel.clientWidth), 240);  // 0 where it is folded away
       svg.setAttribute("width", width);
       definition.draw(new Picture(svg, width), result, p, data);
       own?.fill(result, p, data);

@@ -1,23 +1,19 @@
 """Explorable figures in a real browser: their numbers, their keys, and what is left without them.
 
-A new one enters EXPLORABLES with data, a grid of parameters, and what the package says to them.
+A new one enters EXPLORABLES in explored.py.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("websocket", reason="needs the extra 'book'")
 
@@ -25,108 +21,13 @@ BOOK = Path(__file__).resolve().parents[2] / "book"
 sys.path.insert(0, str(Path(__file__).parent))
 
 from browse import WIDE, Browser, find_browser, serve  # noqa: E402
+from explored import EXPLORABLES  # noqa: E402
 
-from rlhf_mini.advantages import compute_gae  # noqa: E402
 from rlhf_mini.explorable import show_explorable  # noqa: E402
-from rlhf_mini.kl import compute_exact_kl  # noqa: E402
 from rlhf_mini.notebook import new_figure  # noqa: E402
-from rlhf_mini.ppo import policy_loss  # noqa: E402
-from rlhf_mini.reward import reward_loss  # noqa: E402
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="there is no Chromium")
 ALT = "A straight line that rises from 1 to 2."
-
-
-@dataclass
-class Explored:
-    """Data as a page would give them, parameters to try, and what must come out.
-
-    `expected(p, data)` returns the entries of the result that are compared, numbers or lists.
-    """
-
-    data: dict
-    grid: list[dict]
-    expected: Callable[[dict, dict], dict]
-
-
-def grid(**values) -> list[dict]:
-    """All combinations of the values."""
-    return [dict(zip(values, some, strict=True)) for some in itertools.product(*values.values())]
-
-
-def double(values) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-# ---- what the package says ---------------------------------------------------------------------
-
-
-def expected_clip(p: dict, data: dict) -> dict:
-    logprob = double([[p["ratio"]]]).log().requires_grad_()
-    advantage, real = double([[p["advantage"]]]), torch.ones(1, 1).bool()
-    loss, stats = policy_loss(logprob, torch.zeros_like(logprob), advantage, real, p["clip"])
-    loss.backward()
-    return {"objective": -loss.item(), "gradient": -logprob.grad.item(),
-            "binds": stats["clip_fraction"] == 1}
-
-
-def expected_gae(p: dict, data: dict) -> dict:
-    rewards, values = double([data["rewards"]]), double([data["values"]])
-    real = torch.ones(rewards.shape).bool()
-    advantages, returns = compute_gae(rewards, values, real, p["gamma"], p["lambda"])
-    at, left = p["token"] - 1, rewards.shape[1] - p["token"] + 1
-    estimates = []
-    for n in range(1, left + 1):  # GAE looks n steps ahead where the response is cut after them
-        cut = [x[:, at:at + n].clone() for x in (rewards, values)]
-        if n < left:  # what the critic says of the rest is paid with the last reward
-            cut[0][:, -1] += p["gamma"] * values[0, at + n]
-        estimates.append(compute_gae(*cut, real[:, :n], p["gamma"], 1.0)[0][0, 0].item())
-    weights = [(1 - p["lambda"]) * p["lambda"] ** k for k in range(left - 1)]
-    weights.append(1 - sum(weights))
-    mean = sum(w * e for w, e in zip(weights, estimates, strict=True))
-    assert math.isclose(mean, advantages[0, at].item(), abs_tol=1e-9)  # of the test itself
-    return {"advantages": advantages[0].tolist(), "returns": returns[0].tolist(),
-            "estimates": estimates, "weights": weights}
-
-
-def expected_ranking(p: dict, data: dict) -> dict:
-    count = len(data["names"])
-    scores = double([[p[f"score{i}"] + p["shift"] for i in range(count)]]).requires_grad_()
-    ranks = torch.arange(1, count + 1)[None]
-    loss, _ = reward_loss(scores, ranks, torch.ones(1, count).bool())
-    loss.backward()
-    chances = [[i, j, torch.sigmoid(scores[0, i] - scores[0, j]).item()]
-               for i, j in itertools.combinations(range(count), 2)]
-    return {"loss": loss.item(), "gradient": scores.grad[0].tolist(), "pairs": chances}
-
-
-def expected_leash(p: dict, data: dict) -> dict:
-    ref, scores = double(data["ref"]), double(data["scores"])
-    logits = ref.log() + scores / p["beta"]
-    optimum, kl = logits.softmax(-1), compute_exact_kl(logits, ref.log()).item()
-    score, value = (optimum @ scores).item(), p["beta"] * logits.logsumexp(-1).item()
-    assert math.isclose(score - p["beta"] * kl, value, abs_tol=1e-9)  # of the test itself
-    return {"optimum": optimum.tolist(), "kl": kl, "score": score, "objective": value,
-            "logZ": value / p["beta"]}
-
-
-EXPLORABLES = {
-    "clip": Explored(
-        {}, grid(advantage=[-1.5, -0.1, 0, 0.1, 1], ratio=[0.05, 0.75, 0.7501, 1, 1.25, 1.2501, 2],
-                 clip=[0.05, 0.25, 0.5]), expected_clip),
-    "gae": Explored(
-        {"tokens": [" No", " idea", ".", "EOS"], "rewards": [-0.3, 0.01, -1.2, 2.9],
-         "values": [1.7, 2.4, 4.0, 2.3], "lambda": 0.95, "token": 2},
-        [{"lambda": lam, "gamma": gamma, "token": token} for lam, gamma, token
-         in itertools.product([0, 0.01, 0.95, 1], [0.8, 0.99, 1], [1, 3, 4])], expected_gae),
-    "ranking": Explored(
-        {"names": ["A", "B", "C", "D"], "scores": [0.5, 1.2, 0, -1]},
-        grid(score0=[-3, 0.5, 800], score1=[1.2, -800], score2=[0, 3], score3=[0, -1],
-             shift=[0, -2, 1000]), expected_ranking),
-    "leash": Explored(
-        {"names": ["Yes.", "No.", "Perhaps."], "ref": [0.25, 0.7, 0.05], "scores": [-1, 0.2, 1.3],
-         "reached": [[0.5, 0.4, 0.5]]}, grid(beta=[0.002, 0.05, 0.5, 1, 31.6]), expected_leash),
-}
 every = pytest.mark.parametrize("name", EXPLORABLES)
 
 
@@ -148,7 +49,9 @@ def home(tmp_path_factory) -> Iterator[str]:
             '<link rel="stylesheet" href="_static/book.css">'
             '<link rel="stylesheet" href="_static/explorables.css">'
             '<script src="_static/explorables.js"></script>'
-            f"<article>{shown._repr_html_()}</article>", encoding="utf-8")
+            # as narrow as a figure of the book, in a wide type
+            "<article style='margin: 0 1.25rem; font-family: DejaVu Sans'>"
+            f"{shown._repr_html_()}</article>", encoding="utf-8")
     server, address = serve(folder)
     yield address
     server.shutdown()
@@ -162,12 +65,12 @@ def browser() -> Iterator[Browser]:
 
 
 def wait_for(browser: Browser, script: str) -> None:
-    """Wait until a script of the page returns something true."""
-    for _ in range(100):
-        if browser.evaluate(script):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"never came: {script}")
+    """Wait until a script of the page returns something true, at most five seconds."""
+    assert browser.evaluate(f"""new Promise(done => {{
+      let left = 250;
+      const look = () => {script} ? done(true) : left-- ? setTimeout(look, 20) : done(false);
+      look();
+    }})"""), f"never came: {script}"
 
 
 def open_page(browser: Browser, home: str, name: str, width: int = 800) -> None:
@@ -205,7 +108,11 @@ def assert_close(mine, package, where: str) -> None:
         assert len(mine) == len(package), where
         for i, (a, b) in enumerate(zip(mine, package, strict=True)):
             assert_close(a, b, f"{where}[{i}]")
-    elif isinstance(package, bool | str):
+    elif isinstance(package, dict):
+        assert set(mine) == set(package), where
+        for key, value in package.items():
+            assert_close(mine[key], value, f"{where}.{key}")
+    elif package is None or isinstance(package, bool | str):
         assert mine == package, where
     else:
         assert math.isclose(mine, package, rel_tol=1e-6, abs_tol=1e-9), (where, mine, package)
@@ -245,6 +152,11 @@ def test_the_keyboard_is_enough(browser, home, name):
             assert changed["value"] != start["value"]
             assert changed["drawing"] != start["drawing"]
             continue
+        if start["type"] == "radio":
+            press(browser, "ArrowRight")
+            changed = browser.evaluate(STATE)
+            assert changed["value"] != start["value"] and changed["label"] != start["label"]
+            continue
         assert start["type"] == "range" and start["spoken"] == start["output"]
         seen = {}
         for key in ("Home", "ArrowRight", "End", "ArrowLeft"):
@@ -261,6 +173,67 @@ def test_the_keyboard_is_enough(browser, home, name):
     wait_for(browser, f"({STATE}).sentence === {json.dumps(begin['sentence'])}")
     assert browser.evaluate(STATE)["drawing"] == begin["drawing"]
     assert not browser.faults(home)
+
+
+def test_tokens_are_walked_by_arrow_keys(browser, home):
+    open_page(browser, home, "samples")
+    tokens = browser.evaluate("""[...document.querySelectorAll(".explorable [role=option]")].map(
+      t => t.firstChild.textContent.trim())""")
+    first = EXPLORABLES["samples"].data["prompts"][9]["responses"][-1]
+    assert tokens == [token.strip() for token in first["tokens"]]
+    for _ in range(5):  # prompt, step, colour, button: the tokens are one stop of the Tab key
+        press(browser, "Tab")
+    picked = """(() => {
+      const now = document.activeElement, all = [...now.parentElement.children];
+      return [all.indexOf(now), all.findIndex(t => t.getAttribute("aria-selected") === "true"),
+              all.filter(t => t.tabIndex === 0).length, getComputedStyle(now).outlineStyle];
+    })()"""
+    last = len(tokens) - 1
+    for key, place in ((None, 0), ("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1),
+                       ("End", last), ("ArrowRight", last), ("Home", 0)):
+        if key:
+            press(browser, key)
+        assert browser.evaluate(picked) == [place, place, 1, "solid"]
+        wait_for(browser, "document.querySelector('.explorable-sentence').textContent.includes("
+                          f"'Token {place + 1}, “{tokens[place]}”')")
+
+
+def test_tokens_answer_to_the_pointer(browser, home):
+    open_page(browser, home, "samples")
+    place = browser.evaluate("""(() => {
+      const box = document.querySelectorAll(".explorable [role=option]")[2]
+        .getBoundingClientRect();
+      return [box.x + box.width / 2, box.y + box.height / 2];
+    })()""")
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+    wait_for(browser, "document.querySelector('.explorable-sentence').textContent.includes("
+                      "'Token 3,')")
+
+
+@every
+@pytest.mark.parametrize("pointer", ["mouse", "finger"])
+def test_a_pointer_moves_the_slider(browser, home, name, pointer):
+    open_page(browser, home, name)
+    box = browser.evaluate("""(() => {
+      const slider = document.querySelector(".explorable input[type=range]");
+      if (slider) slider.scrollIntoView({block: "center"});
+      return slider && slider.getBoundingClientRect().toJSON();
+    })()""")
+    if box is None:
+        pytest.skip("it has no slider")
+    before, middle = browser.evaluate(STATE)["drawing"], box["y"] + box["height"] / 2
+    for share in (0.2, 0.9):
+        at = {"x": box["x"] + share * box["width"], "y": middle}
+        if pointer == "mouse":
+            for kind in ("mousePressed", "mouseReleased"):
+                browser.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1,
+                             **at)
+        else:
+            browser.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[at])
+            browser.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        after = browser.evaluate(STATE)["drawing"]
+        assert after != before
+        before = after
 
 
 @every
@@ -282,12 +255,13 @@ def test_screen_readers_are_told(browser, home, name):
 def test_without_a_script_the_picture_is_there(browser, home, name):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        browser.open(f"{home}{name}.html")
+        browser.open(f"{home}{name}.html", 360)
         found = browser.evaluate("""[...document.querySelectorAll(".explorable > *")].map(
           e => [e.tagName, e.checkVisibility(), e.alt, e.naturalWidth > 0])""")
+        wide = browser.evaluate(WIDE)
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
-    assert found == [["IMG", True, ALT, True], ["SCRIPT", False, None, False]]
+    assert found == [["IMG", True, ALT, True], ["SCRIPT", False, None, False]] and not wide
 
 
 @every
