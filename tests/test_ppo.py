@@ -418,6 +418,20 @@ def test_every_episode_is_used_once_per_epoch(tokenizer, monkeypatch):
     assert sum((rows for _, rows in seen), []) == CORPUS[:8].tolist()
 
 
+def test_every_episode_keeps_its_own_targets(tokenizer, monkeypatch):
+    def spy(policy, value_model, optimizer, rollout, targets, *rest):
+        names = rollout.scores[:, None].expand_as(targets.returns)
+        assert torch.equal(targets.advantages, names) and torch.equal(targets.returns, -names)
+        return {"ratio_max": 1.0, "ratio_min": 1.0, "approx_kl": 0.0}
+
+    monkeypatch.setattr(ppo, "update_minibatch", spy)
+    policy, value_model, rollout, targets = setting(tokenizer)
+    rollout.scores = torch.arange(8.0)
+    names = rollout.scores[:, None].expand_as(targets.returns)
+    update(policy, value_model, None, rollout, Targets(names, -names), CONFIG,
+           make_generator(0, "m"))
+
+
 @pytest.mark.parametrize("rows", [4, 6, 7])
 def test_any_number_of_corpus_rows_is_split_over_the_minibatches(tokenizer, monkeypatch, rows):
     counts = []

@@ -91,6 +91,15 @@ def _checker(sought: Hunt) -> Callable[[object], Generator[Property, None, str]]
 
 
 HUNTS = {h.label: h for h in (
+    Hunt("hunt-05", "training:epoch_batch",
+         "order[turn * batch_size:(turn + 1) * batch_size]", "order[turn:turn + batch_size]",
+         ("training:epoch_batch", "training:cosine_lr", "sft:sft_loss", "sft:_sft_step"),
+         "Batch after batch starts one item further, not one batch further. So an epoch shows the "
+         "first few of the sorted items again and again, the shortest, and never most of them."),
+    Hunt("hunt-06", "data:pack_rankings", "mask=_rows(mask, 0)", "mask=_rows(mask, 1)",
+         ("data:pack_rankings", "reward:reward_loss"),
+         "A row with fewer responses is filled up with ones, so the mask says that responses exist "
+         "where there are none. Their rank is 0, better than the best, and they win every pair."),
     Hunt("hunt-07", "tensors:masked_whiten", "if not shift_mean:", "if shift_mean:",
          ("tensors:masked_mean", "tensors:masked_var", "tensors:masked_whiten", "ppo:policy_loss"),
          "The mean that was taken off is added again, unless somebody asks to keep it. So the "
@@ -101,10 +110,18 @@ HUNTS = {h.label: h for h in (
           "ppo:policy_loss"),
          "The penalty is never negative. So a token that the policy has given up costs as much as "
          "one that it says too often, where it should earn a bonus, and nothing ever comes back."),
-    Hunt("hunt-09", "advantages:compute_gae", "gamma * next_value -", "gamma * values[:, t] -",
-         ("advantages:compute_rewards", "advantages:compute_gae"),
-         "The TD error compares the value of a state with itself instead of with that of the next "
-         "state, so with gamma = 1 it is the token's reward alone, and the critic is never heard."),
+    Hunt("hunt-09", "ppo:value_loss",
+         "values.clamp(old_values - value_clip_range, old_values + value_clip_range)",
+         "(values - old_values).clamp(-value_clip_range, value_clip_range)",
+         ("advantages:compute_rewards", "advantages:compute_gae", "ppo:value_loss"),
+         "What is clipped here is the change of the value, and nobody adds the old value again. So "
+         "a change of at most 0.2 is compared with a whole return, and found too small for ever: "
+         "every guess is pushed on in the direction of its return, far beyond it."),
+    Hunt("hunt-10", "ppo:update", "Targets(targets.advantages[rows], targets.returns[rows])",
+         "Targets(*(x[i * size:(i + 1) * size] for x in vars(targets).values()))",
+         ("rollout:compute_targets", "ppo:value_loss", "ppo:update"),
+         "The minibatch takes its episodes in the new random order and their targets in the old "
+         "one. So each token is pushed by an advantage that some other token has earned."),
 )}
 for _hunt in HUNTS.values():
     exercise(_hunt.label)(_checker(_hunt))
