@@ -104,7 +104,8 @@ EXPLORABLES = {
         grid(score0=[-3, 0.5, 800], score1=[1.2, -800], score2=[0, 3], score3=[0, -1],
              shift=[0, -2, 1000]), expected_ranking),
     "leash": Explored(
-        {"names": ["Yes.", "No.", "Perhaps."], "ref": [0.25, 0.7, 0.05], "scores": [-1, 0.2, 1.3],
+        {"names": ["On Hill Street.", "I do not know.", "Ask.", "Hm.", "By the mill.", "No."],
+         "ref": [0.1, 0.4, 0.15, 0.2, 0.05, 0.1], "scores": [1, 0.2, 0.4, -0.2, 1.2, -1],
          "reached": [[0.5, 0.4, 0.5]]}, grid(beta=[0.002, 0.05, 0.5, 1, 31.6]), expected_leash),
     "samples": Explored(SAMPLES, runs.samples_grid(SAMPLES), runs.expected_samples),
     "overoptimisation": Explored(CURVES, runs.overoptimisation_grid(CURVES),

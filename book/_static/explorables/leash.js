@@ -34,7 +34,7 @@ Explorables.add("leash", {
        xTicks: names.map((name, i) => [i, name])},
       {title: "mean score", x: [0, most * 1.05], xLabel: "KL from the reference, nats", height: 210,
        y: [Math.min(ends[140].score, 0) - 0.1, Math.max(...scores) + 0.1]},
-    ]);
+    ], {left: 56});
     left.bars(ref.map((q, i) => [i - 0.2, q]), {color: "muted", width: 0.36});
     left.bars(optimum.map((q, i) => [i + 0.2, q]), {color: "green", width: 0.36});
     names.forEach((name, i) => left.text(i, Math.max(ref[i], optimum[i]),
