@@ -359,11 +359,6 @@ MUTANTS = [
            "evaluation:mean_interval", "values.mean(1) if values.ndim == 2 else values",
            "values.flatten()",
            "test_evaluation.py::test_copies_of_a_sample_do_not_narrow_the_interval"),
-    Mutant("decoys-not-excluded", "pairs with a decoy, which are easy, count as accuracy",
-           "evaluation:measure_reward_model", "own = [~(d[:, None] | d[None, :]) for d in decoys]",
-           "own = [~(d[:, None] & d[None, :]) for d in decoys]",
-           "test_evaluation.py::test_a_reward_model_is_measured_on_own_responses_and_on_decoys_"
-           "apart"),
     Mutant("zero-shot-padding", "a short target fails beside a longer one: its padding is compared",
            "evaluation:_score_continuations", "mask) | ~mask)", "mask))",
            "test_evaluation.py::test_an_item_is_solved_if_transformers_writes_its_target"),
@@ -402,6 +397,9 @@ MUTANTS = [
           "hunt-08": "test_advantages.py::test_total_reward_is_score_minus_beta_times_kl",
           "hunt-09": "test_ppo.py::test_every_case_of_the_value_clip",
           "hunt-10": "test_ppo.py::test_every_episode_keeps_its_own_targets",
+          "hunt-11": "test_evaluation.py::test_a_reward_model_is_measured_on_own_responses_and_on_"
+                     "decoys_apart",
+          "hunt-12": "test_evaluation.py::test_measures_equal_unbatched_computation",
       }.items()),
 ]
 

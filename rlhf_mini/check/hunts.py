@@ -93,11 +93,12 @@ def _checker(sought: Hunt) -> Callable[[object], Generator[Property, None, str]]
 HUNTS = {h.label: h for h in (
     Hunt("hunt-05", "training:epoch_batch",
          "order[turn * batch_size:(turn + 1) * batch_size]", "order[turn:turn + batch_size]",
-         ("training:epoch_batch", "training:cosine_lr", "sft:sft_loss", "sft:_sft_step"),
+         ("sft:sft_loss", "models:compute_response_logprobs", "models:set_residual_dropout",
+          "training:cosine_lr", "training:epoch_batch", "data:collate"),
          "Batch after batch starts one item further, not one batch further. So an epoch shows the "
          "first few of the sorted items again and again, the shortest, and never most of them."),
     Hunt("hunt-06", "data:pack_rankings", "mask=_rows(mask, 0)", "mask=_rows(mask, 1)",
-         ("data:pack_rankings", "reward:reward_loss"),
+         ("data:_rows", "data:pack_rankings", "reward:reward_loss"),
          "A row with fewer responses is filled up with ones, so the mask says that responses exist "
          "where there are none. Their rank is 0, better than the best, and they win every pair."),
     Hunt("hunt-07", "tensors:masked_whiten", "if not shift_mean:", "if shift_mean:",
@@ -122,6 +123,19 @@ HUNTS = {h.label: h for h in (
          ("rollout:compute_targets", "ppo:value_loss", "ppo:update"),
          "The minibatch takes its episodes in the new random order and their targets in the old "
          "one. So each token is pushed by an advantage that some other token has earned."),
+    Hunt("hunt-11", "evaluation:measure_reward_model",
+         "own = [~(d[:, None] | d[None, :]) for d in decoys]",
+         "own = [~(d[:, None] & d[None, :]) for d in decoys]",
+         ("evaluation:measure_reward_model", "evaluation:compute_pair_accuracy"),
+         "A pair is left out only if both of its responses are decoys. So a decoy next to one of "
+         "the policy's responses counts, and such pairs are easy: they hide those at which the "
+         "judge has gone stale."),
+    Hunt("hunt-12", "evaluation:_score_tokens", "scores[rows] =",
+         "scores[start:start + batch_size] =",
+         ("evaluation:evaluate_policy", "evaluation:_score_tokens", "evaluation:compute_win_rate"),
+         "Responses are scored in the order of their lengths, and the scores are written down in "
+         "that order too. So every score is there, but at another response: means are right, and "
+         "whatever compares single responses is not."),
 )}
 for _hunt in HUNTS.values():
     exercise(_hunt.label)(_checker(_hunt))

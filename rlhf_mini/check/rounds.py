@@ -129,7 +129,7 @@ def more_or_elsewhere(f: Callable) -> Generator[Property, None, str]:
         new = c / n * sigma**2 if c > 0 else 0.0
         yield ("break-even", close(new, m**2 + sigma**2 / n),
                "At this price both data sets should leave the same mean squared error. That is "
-               "variance plus squared bias, and the same money buys fewer labels the dearer they are.")
+               "variance plus squared bias, and the same money buys fewer of the dearer labels.")
     return "The more labels there are already, the more a label from the new place is worth."
 
 

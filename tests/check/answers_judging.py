@@ -18,7 +18,8 @@ def shares(ours, theirs, tie=0.5, safe=True, strict=True):
     """Win rate, ties and rate without ties, with one thing wrong."""
     wins, ties = ((ours > theirs) if strict else (ours >= theirs)).mean(), (ours == theirs).mean()
     decided = 1 - ties
-    without = wins / decided if decided > 0 or not safe else 0.5
+    with np.errstate(invalid="ignore"):
+        without = wins / decided if decided > 0 or not safe else 0.5
     return wins + tie * ties, ties, without
 
 
@@ -148,4 +149,6 @@ ANSWERS = {
         ([*RIGHT[:3], ("falls", "falls", "rises")], "coin"),
         ([*RIGHT[:3], ("stays", "falls", "stays")], "coin"),
     ]),
+    "hunt-12": (43, [(34, "line"), (37, "line"), (38, "line"), (41, "line"), (25, "line"),
+                     (50, "line"), (53, "number"), (43.0, "number")]),
 }

@@ -115,4 +115,6 @@ ANSWERS = {
         ([*RIGHT[:3], ("falls", "falls", "falls")], "same texts"),
         ([*RIGHT[:3], ("stays", "stays", "stays")], "same texts"),
     ]),
+    "hunt-11": (11, [(10, "line"), (20, "line"), (25, "line"), (36, "line"), (37, "line"),
+                     (0, "number"), (40, "number"), ("11", "number")]),
 }
