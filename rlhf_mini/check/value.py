@@ -140,14 +140,14 @@ def value_loss(f: Callable) -> Generator[Property, None, str]:
            "A guess that has moved by less than the range is judged as it is, and its gradient "
            "leads on to the return.")
     loss, slope = _cell(f, 1.5, 1.0, 3.0)
-    yield ("nearer, loss", close(loss, 0.5 * 1.8**2),
+    yield ("edge of the range", close(loss, 0.5 * 1.8**2),
            "A guess that has run ahead towards the return, beyond the range, is judged as if it "
            "stood at the edge. The range lies around the value at the rollout, not around 0.")
-    yield ("nearer, no gradient", close(slope, [[0.0]]),
+    yield ("no gradient beyond", close(slope, [[0.0]]),
            "Beyond the range on the way to the return there is nothing more to gain from this "
            "rollout, so no gradient.")
     loss, slope = _cell(f, 0.5, 1.0, 3.0)
-    yield ("farther, a way back", close(loss, 0.5 * 2.5**2) and close(slope, [[-2.5]], 1e-4),
+    yield ("a way back", close(loss, 0.5 * 2.5**2) and close(slope, [[-2.5]], 1e-4),
            "A guess that has left the range in the wrong direction needs its gradient to come "
            "back. Of the two errors the larger one counts.")
     two = torch.tensor([[True, True, False]])
