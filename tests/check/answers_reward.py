@@ -214,4 +214,6 @@ ANSWERS = {
         (("rises", "stays", "stays"), "a coin"),
         (("rises", "stays", "rises"), "a coin"),
     ]),
+    "hunt-06": (30, [(6, "line"), (22, "line"), (28, "line"), (29, "line"), (34, "line"),
+                     (48, "number"), (30.0, "number")]),
 }

@@ -223,4 +223,6 @@ ANSWERS = {
         (("chooses one", "chooses one"), "KL(p || pi)"),
         (("covers both", "covers both"), "KL(pi || p)"),
     ]),
+    "hunt-05": (37, [(1, "line"), (18, "line"), (24, "line"), (36, "line"), (42, "line"),
+                     (0, "number"), ("37", "number")]),
 }
