@@ -89,16 +89,24 @@ def page_of(label: str) -> str | None:
     return next((p.stem for p in sorted(BOOK.glob("*.md")) if place.search(read(p.stem))), None)
 
 
+@cache
+def equations_of(name: str) -> dict[str, int]:
+    """Return the numbers of a page's labelled equations."""
+    labels = re.findall(r"^\$\$ *\(([\w:.-]+)\)$|^`{3,}\{math\}\n:label: *([\w:.-]+)", read(name),
+                        re.MULTILINE)
+    return {a or b: i for i, (a, b) in enumerate(labels, start=1)}
+
+
 def convert(name: str, solutions: bool = False) -> str:
     """Return a page as the text of an .ipynb file, with or without solutions."""
     text = re.sub(r"\A---\n.*?\n---\n", "", read(name), flags=re.DOTALL)
     page = Page(name, solutions=solutions)
-    labels = re.findall(r"^\$\$ *\(([\w:.-]+)\)$|^:label: *([\w:.-]+)", text, re.MULTILINE)
-    page.equations = {a or b: i for i, (a, b) in enumerate(labels, start=1)}
+    page.equations = equations_of(name)
     package = f"git+{config()['repository']['url']}"
     heading, rest = re.match(r"(\s*(?:\([\w-]+\)=\s*)?# [^\n]+\n)(.*)\Z", text, re.DOTALL).groups()
     _add_markdown(page, _inline(page, heading))
-    _add_code(page, "import importlib.util\n\n"
+    _add_code(page, "import importlib.util\nimport warnings\n\n"
+              "warnings.filterwarnings(\"ignore\", message=\"IProgress not found\")\n"
               "if importlib.util.find_spec(\"rlhf_mini\") is None:  # as on Colab\n"
               f"    %pip install -q {package}")
     _add_blocks(page, rest)
@@ -266,7 +274,7 @@ def _render(page: Page, block: Block) -> str:
 
 def _list_table(page: Page, body: str) -> str:
     rows = [[_inline(page, cell.strip().replace("\n", " "))
-             for cell in re.split(r"^[* ] - ", row, flags=re.MULTILINE)[1:]]
+             for cell in re.split(r"^[* ] -(?: |$)", row, flags=re.MULTILINE)[1:]]
             for row in re.split(r"^(?=\* - )", body, flags=re.MULTILINE) if row.strip()]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
@@ -340,6 +348,7 @@ def _inline(page: Page, text: str) -> str:
 
 
 def _rewrite(page: Page, text: str) -> str:
+    text = text.replace("**Try.**", "**Try**, on the site, where this figure has controls.")
     text = re.sub(r"^\([\w:.-]+\)=\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^%.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^(?![-*>] |[:| ])(.+)\n: +", r"- \1: ", text, flags=re.MULTILINE)
@@ -364,7 +373,8 @@ def _role(page: Page, role: str, text: str) -> str:
     if role == "eq":
         if text in page.equations:
             return f"({page.equations[text]})"
-        return f"(an equation of [{title_of(home := page_of(text))}]({home}.ipynb))"
+        home = page_of(text)
+        return f"[equation ({equations_of(home)[text]}) of *{title_of(home)}*]({home}.ipynb)"
     if role == "doc":
         name = (target or shown).lstrip("/")
         return f"[{shown if target else title_of(name)}]({name}.ipynb)"

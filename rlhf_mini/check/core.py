@@ -44,8 +44,8 @@ class Report:
     def __bool__(self) -> bool:
         return self.holds
 
-    def __repr__(self) -> str:
-        return self.text
+    def _ipython_display_(self) -> None:
+        """Show nothing at the end of a cell: the report has been printed."""
 
 
 def exercise(label: str) -> Callable[[Checker], Checker]:
@@ -63,7 +63,7 @@ def exercise(label: str) -> Callable[[Checker], Checker]:
 
 
 def check(label: str, answer: Any) -> Report:
-    """Check the answer to an exercise of the book; make it the last line of a cell.
+    """Check the answer to an exercise of the book, and print the report.
 
     Nothing that the answer does stops the notebook: an error in it is reported as such.
 
@@ -80,6 +80,13 @@ def check(label: str, answer: Any) -> Report:
     """
     if label not in EXERCISES:
         raise ValueError(f"there is no exercise {label!r}; there are {', '.join(EXERCISES)}")
+    report = _examine(label, answer)
+    print(report.text)
+    return report
+
+
+def _examine(label: str, answer: Any) -> Report:
+    """Ask for one property after the other."""
     passed: list[str] = []
     try:
         if answer is None or answer is ...:

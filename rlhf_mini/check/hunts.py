@@ -82,7 +82,7 @@ def _checker(sought: Hunt) -> Callable[[object], Generator[Property, None, str]]
         length = len(sought.lines(True))
         number = isinstance(line, int) and not isinstance(line, bool)
         yield ("number", number and 1 <= line <= length,
-               f"Expected the number of a line of the listing, 1 to {length}.")
+               f"Expected a whole number, 1 to {length}: that of a line of the listing.")
         yield ("line", line in sought.wrong_lines(),
                "This line does what it should. Which quantity of the sick run leaves the healthy "
                "one first, and which lines make it?")

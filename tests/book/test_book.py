@@ -137,6 +137,10 @@ def test_directives_become_markdown():
     blocks = list(notebooks.split_blocks(":::{note}\nSee {eq}`eq-a` and `{eq}` here.\n:::\nplain"))
     assert [notebooks._render(page, b) for b in blocks] == [
         "> **Note**\n>\n> See (4) and `{eq}` here.", "plain"]
+    assert notebooks._inline(page, "By {eq}`eq-optimum` it is.") == (
+        "By [equation (10) of *The KL leash*](08-kl.ipynb) it is.")
+    table = notebooks.Block("list-table", "", {}, "* - a\n  -\n  - c\n* - d\n  - e\n  - f")
+    assert notebooks._render(page, table) == "| a |  | c |\n|---|---|---|\n| d | e | f |"
     with pytest.raises(ValueError, match="no plain Markdown is known for the directive {mermaid}"):
         notebooks._render(page, notebooks.Block("mermaid"))
 

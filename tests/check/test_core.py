@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
+
 import numpy as np
 import pytest
 import torch
@@ -29,11 +32,21 @@ def test_a_report_names_what_holds_and_what_fails(doubled):
         "ex-doubled: all properties hold (shape, twice). Well done.")
     report = check("ex-doubled", lambda x: x + 1)
     assert report.passed == ("shape",) and report.failed == "twice"
-    assert repr(report) == ("ex-doubled: not yet.\n  holds: shape\n  fails: twice. Every entry "
+    assert report.text == ("ex-doubled: not yet.\n  holds: shape\n  fails: twice. Every entry "
                             "should be twice as large.")
     assert check("ex-doubled", lambda x: x.sum()).text.endswith(
         "fails: shape. Expected the result of shape (2,), got shape ().")
     assert "got a str." in check("ex-doubled", lambda x: "x").text
+
+
+def test_a_report_is_printed_once_wherever_the_check_stands(doubled, capsys):
+    report = check("ex-doubled", lambda x: x)
+    assert capsys.readouterr().out == report.text + "\n"
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    with redirect_stdout(io.StringIO()) as shown:
+        shell.run_cell("from rlhf_mini.check import check\ncheck('ex-doubled', None)")
+        shell.run_cell("check('ex-doubled', None); 1")
+    assert shown.getvalue().count("ex-doubled: not written yet") == 2
 
 
 def test_nothing_returned_and_arguments_changed_are_faults(doubled):
