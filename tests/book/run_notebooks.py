@@ -1,13 +1,14 @@
 """Run notebooks of the book as a reader does, where only the package and Jupyter are installed.
 
-    python tests/book/run_notebooks.py                  # all, with the models of runs/cpu
+    python tests/book/run_notebooks.py                  # with the models of runs/cpu
     python tests/book/run_notebooks.py --alone 10-ppo   # one, with no model there: it trains them
     python tests/book/run_notebooks.py solutions/10-ppo # one, with its solutions
 
 Makes a wheel and a new environment in a temporary folder, copies the notebooks there, and runs them
 two at a time, each in a kernel of its own. Prints the seconds until something is to be seen and in
-all. In a student's notebook every check must say that its exercise is not written yet; in one with
-solutions it must then say that all properties hold.
+all. Without names it runs all notebooks with solutions, and those for students that hold checks;
+the others are the same with cells left out. In a student's notebook every check must say that its
+exercise is not written yet; in one with solutions it must then say that all properties hold.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def install(folder: Path) -> Path:
 def main() -> int:
     """Run the notebooks; return 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="NAME or solutions/NAME; all if none is given")
+    parser.add_argument("names", nargs="*", help="NAME for students, or solutions/NAME")
     parser.add_argument("--alone", action="store_true", help="with no model there")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -84,7 +85,8 @@ def main() -> int:
         print(run_one(args.inside))
         return 0
     names, failed = args.names or sorted(
-        str(p.relative_to(NOTEBOOKS).with_suffix("")) for p in NOTEBOOKS.rglob("*.ipynb")), 0
+        str(p.relative_to(NOTEBOOKS).with_suffix("")) for p in NOTEBOOKS.rglob("*.ipynb")
+        if p.parent.name == "solutions" or "check(\\" in p.read_text(encoding="utf-8")), 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         python = install(folder)

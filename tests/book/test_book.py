@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -130,6 +131,17 @@ def test_notebooks_hold_all_code_and_no_directive(page, solutions):
     prose = re.sub(r"^```.*?^```$", "", prose, flags=re.MULTILINE | re.DOTALL)
     assert not re.search(r"\{[\w:-]+\}`|^:{3,}|^`{3,}\{|^\([\w-]+\)=", prose, re.MULTILINE)
     assert ("<summary>Answers" in prose) <= solutions and ("### Solution" in prose) <= solutions
+
+
+def test_no_cell_of_a_student_needs_a_solution(tmp_path):
+    for page in CHAPTERS:
+        cells = json.loads(notebooks.convert(page))["cells"][1:]
+        code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        (tmp_path / f"{page}.py").write_text("\n\n".join(code[1:]), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", tmp_path],
+        capture_output=True, text=True)  # F821: a name that is nowhere defined
+    assert done.returncode == 0, done.stdout
 
 
 def test_directives_become_markdown():
