@@ -35,7 +35,7 @@ def pair_loss(f: Callable) -> Generator[Property, None, str]:
     yield ("far apart", finite(value) and close(value, 400.0)
            and finite(gradient(lambda s: f(s, -x), x)),
            "Scores that are far apart give inf or nan, or another number than half of the gap: a "
-           "sigmoid that rounds to 0 has no logarithm. Log and sigmoid belong into one function.")
+           "sigmoid that rounds to 0 has no logarithm. Log and sigmoid belong in one function.")
     slopes = -torch.sigmoid(rejected - chosen) / 5
     yield ("gradient", close(gradient(lambda s: f(s, rejected), chosen), slopes)
            and close(gradient(lambda s: f(chosen, s), rejected), -slopes),
@@ -86,13 +86,19 @@ def k_way(f: Callable) -> Generator[Property, None, str]:
     x = torch.tensor([[1.0, 5.0, 0.0]])
     yield ("ties", close(f(x, tied, tied > 0), (math.log1p(math.exp(-1)) +
                                                 math.log1p(math.exp(-5))) / 2),
-           "A tie says nothing about an order. It belongs neither into the sum nor into the number "
+           "A tie says nothing about an order. It belongs neither in the sum nor in the number "
            "of pairs.")
+    x = torch.tensor([[-400.0, 400.0]])
+    order = torch.tensor([[1, 2]])
+    yield ("far apart", close(f(x, order, order > 0), 800.0)
+           and finite(gradient(lambda s: f(s, order, order > 0), x)),
+           "Scores that are far apart give inf or nan, in the loss or in its gradient. The "
+           "exercise on one pair says why.")
     clean = f(scores, ranks, mask)
-    for rank in (0, 1, 7):
-        dirty = torch.where(mask, scores, 30.0), torch.where(mask, ranks, rank)
+    for rank, score in ((0, 30.0), (1, 30.0), (7, 30.0), (0, math.nan)):
+        dirty = torch.where(mask, scores, score), torch.where(mask, ranks, rank)
         yield ("missing responses", close(f(*dirty, mask), clean),
-               "Scores and ranks off the mask change the loss. A prompt with fewer responses fills "
+               "Scores or ranks off the mask change the loss. A prompt with fewer responses fills "
                "its row up with anything; a pair needs two responses that exist.")
     rows = [f(scores[b:b + 1], ranks[b:b + 1], mask[b:b + 1]) for b in range(4)]
     yield ("prompts alike", close(clean, sum(float(row) for row in rows) / 4),
@@ -106,6 +112,10 @@ def k_way(f: Callable) -> Generator[Property, None, str]:
            and close(slopes[~mask], torch.zeros(int((~mask).sum()))),
            "The gradients of a prompt should add up to zero, not all be zero, and none may fall on "
            "a response that is not there. (A plain number carries no gradient.)")
+    dirty = torch.where(mask, scores, math.nan)
+    yield ("gradient off the mask", close(gradient(lambda s: f(s, ranks, mask), dirty), slopes),
+           "The loss is right where scores off the mask are nan, and its gradient is not: on the "
+           "way back 0 times nan is nan. Choose what takes part before you compute with it, too.")
     return "You have written reward_loss of rlhf_mini/reward.py."
 
 
@@ -166,6 +176,9 @@ def accuracy(f: Callable) -> Generator[Property, None, str]:
     yield ("prompts apart", close(run(scores, ranks), 1.0),
            "Only responses to the same prompt were compared. A score of another prompt says "
            "nothing about them.")
+    yield ("every pair", close(run([[3.0, 0.0, 1.0, 2.0]], [[1, 2, 3, 4]]), 0.5),
+           "Four responses without ties make six pairs, and each of them counts: not only those "
+           "with the best response in them, and not only neighbours in rank.")
     scores, ranks = [[3.0, 2.0, 1.0, 0.0], [0.0, 1.0]], [[1, 2, 3, 4], [1, 2]]
     yield ("pairs alike", close(run(scores, ranks), 6 / 7),
            "Unlike the loss, this is a share of pairs: a prompt with six of them counts six times. "
@@ -202,6 +215,15 @@ def ceiling(f: Callable) -> Generator[Property, None, str]:
     return "With pairs of unequal difficulty it is an upper bound; the solution says why."
 
 
+def _without_autograd(f: Callable, x: Tensor) -> object:
+    """Return f(x), or None if it fails where no gradients are recorded."""
+    try:
+        with torch.inference_mode():
+            return f(x)
+    except RuntimeError:
+        return None
+
+
 @exercise("ex-plackett-luce")
 def plackett_luce(f: Callable) -> Generator[Property, None, str]:
     """Gradient of the loss of a whole ranking: f(scores, best first) -> (K,)."""
@@ -217,10 +239,14 @@ def plackett_luce(f: Callable) -> Generator[Property, None, str]:
     yield ("equal scores", close(f(torch.zeros(3)), [1 / 3 - 1, 5 / 6 - 1, 5 / 6]),
            "With equal scores each of those who still run has the same chance in a round. Who runs "
            "in the second round?")
-    far = torch.tensor([-800.0, 0.0, 800.0])
-    yield ("far apart", close(f(far), [-1.0, -1.0, 2.0]),
-           "Scores that are far apart give inf or nan. An exponential overflows unless the largest "
-           "score is taken off first.")
+    tail = torch.sigmoid(torch.tensor(1.0)).item()
+    for far, slope in (([-800.0, 0.0, 800.0], [-1.0, -1.0, 2.0]),
+                       ([1000.0, 0.0, -1000.0], [0.0, 0.0, 0.0]),
+                       ([1000.0, 0.0, 1.0], [0.0, -tail, tail])):
+        yield ("far apart", close(f(torch.tensor(far)), slope),
+               "Scores that are far apart give inf or nan. An exponential overflows unless the "
+               "largest score is taken off first, and it becomes 0 for all who are far below: in "
+               "each round, the largest of those who still run.")
     for k in (3, 5, 9):
         s = _draw(k, seed=k).double()
 
@@ -229,6 +255,9 @@ def plackett_luce(f: Callable) -> Generator[Property, None, str]:
         yield ("any ranking", close(f(s), gradient(loss, s)),
                "It is not the derivative of minus the logarithm of the ranking's probability. In "
                "each round that a response runs, it is expected to win with some probability.")
+    yield ("by hand", close(_without_autograd(f, scores), f(scores)),
+           "The numbers are right, but they do not come where autograd is switched off, as here. "
+           "The task is to derive the formula.")
     return "Rounds expected minus rounds won: the twin of the gradient over pairs."
 
 

@@ -18,12 +18,13 @@ def pair_loss(chosen, rejected):
 
 
 def k_way(scores, ranks, mask, better=lambda a, b: a < b, divide=lambda n, k: n, pool=False,
-          exist=lambda m: m[:, :, None] & m[:, None, :], clean=True):
+          exist=lambda m: m[:, :, None] & m[:, None, :], clean=True,
+          cost=lambda z: -F.logsigmoid(z)):
     """The K-way loss with one thing wrong."""
     pairs = exist(mask) & better(ranks[:, :, None], ranks[:, None, :])
     scores = torch.where(mask, scores, 0) if clean else scores
     margins = scores[:, :, None] - scores[:, None, :]
-    losses = torch.where(pairs, -F.logsigmoid(margins), 0).sum((1, 2))
+    losses = torch.where(pairs, cost(margins), 0).sum((1, 2))
     counts = pairs.sum((1, 2))
     if pool:
         return losses.sum() / counts.sum()
@@ -32,6 +33,13 @@ def k_way(scores, ranks, mask, better=lambda a, b: a < b, divide=lambda n, k: n,
 
 def with_(**wrong):
     return lambda scores, ranks, mask: k_way(scores, ranks, mask, **wrong)
+
+
+def masked_by_product(scores, ranks, mask):
+    """Multiplies by the table of pairs: nan times 0 is nan."""
+    pairs = mask[:, :, None] & mask[:, None, :] & (ranks[:, :, None] < ranks[:, None, :])
+    losses = -F.logsigmoid(scores[:, :, None] - scores[:, None, :]) * pairs
+    return (losses.sum((1, 2)) / pairs.sum((1, 2))).mean()
 
 
 def neighbours_only(scores, ranks, mask):
@@ -95,6 +103,15 @@ def mean_of_prompts(scores, ranks):
     return float(sum(p / n for p, n in shares(scores, ranks)) / len(scores))
 
 
+def first_places_only(scores, ranks):
+    """Counts a pair only if one of the two has rank 1."""
+    points = pairs = 0
+    for s, r in zip(scores, ranks, strict=True):
+        margins = (s[:, None] - s)[(r[:, None] == 1) & (r > 1)]
+        points, pairs = points + ((margins > 0) + 0.5 * (margins == 0)).sum(), pairs + len(margins)
+    return float(points / pairs)
+
+
 # ---------------------------------------------------------------- whole rankings
 
 
@@ -114,6 +131,26 @@ def overflowing(scores):
         grad[i:] += e[i:] / e[i:].sum()
         grad[i] -= 1
     return grad
+
+
+def one_maximum(scores):
+    """Takes the largest score off once; what is left in later rounds may be 0 / 0."""
+    return overflowing(scores - scores.max())
+
+
+def masked_table(scores):
+    chances = (scores[None] - scores.flip(0).logcumsumexp(0).flip(0)[:, None]).exp()
+    won = torch.arange(len(scores)) < len(scores) - 1
+    return (chances * torch.ones_like(chances).triu())[:-1].sum(0) - won.to(scores.dtype)
+
+
+def ranking_loss(scores):
+    return sum(scores[i:].logsumexp(0) - scores[i] for i in range(len(scores) - 1))
+
+
+def by_autograd(scores):
+    x = scores.detach().clone().requires_grad_()
+    return torch.autograd.grad(ranking_loss(x), x)[0]
 
 
 def pairwise(scores):
@@ -153,9 +190,13 @@ ANSWERS = {
         (with_(divide=lambda n, k: k * (k - 1) // 2), "ties"),
         (with_(exist=lambda m: m[:, None, :]), "missing responses"),
         (with_(exist=lambda m: m[:, :, None] & m[:, :, None], clean=False), "missing responses"),
+        (masked_by_product, "missing responses"),
+        (with_(cost=lambda z: -torch.sigmoid(z).log()), "far apart"),
+        (with_(cost=lambda z: (1 + (-z).exp()).log()), "far apart"),
         (with_(pool=True), "prompts alike"),
         (neighbours_only, "all pairs"),
         (lambda s, r, m: k_way(s.detach(), r, m), "gradient"),
+        (with_(clean=False), "gradient off the mask"),
     ]),
     "ex-last-token": (read_at(last_index), [
         (lambda v, m: v.gather(1, last_index(m)[:, None]), "shape"),
@@ -180,6 +221,8 @@ ANSWERS = {
         (pooled(rule=lambda s, r: 0.5 + 0.5 * torch.sign(s), keep=lambda order: order >= 0),
          "tie in the ranks"),
         (lambda s, r: accuracy([torch.cat(s)], [torch.cat(r)]), "prompts apart"),
+        (first_places_only, "every pair"),
+        (pooled(keep=lambda order: order == 1), "every pair"),
         (mean_of_prompts, "pairs alike"),
         (pooled(keep=lambda order: (order > 0) & (order < 4)), "any ranking"),
     ]),
@@ -204,6 +247,9 @@ ANSWERS = {
         (lambda s: s.softmax(0) - F.one_hot(torch.tensor(0), len(s)), "equal scores"),
         (pairwise, "equal scores"),
         (overflowing, "far apart"),
+        (one_maximum, "far apart"),
+        (masked_table, "far apart"),
+        (by_autograd, "by hand"),
     ]),
     "ex-two-opinions": (("rises", "stays", "falls"), [
         ("rises", "form"),
