@@ -61,18 +61,23 @@ def reinforce(f: Callable) -> Steps:
     scores, baseline = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.5, 0.5, -0.25])
     yield shaped(f(logprobs, mask, scores, baseline), ())
 
-    def slope(row: int, width: int, score: float, base: float = 0.0) -> Tensor:
-        """The gradient (width,) by the log-probabilities of one response alone."""
-        return gradient(lambda x: f(x[None], mask[row:row + 1, :width], torch.tensor([score]),
-                                    torch.tensor([base])), logprobs[row, :width])
+    def slope(rows: slice, width: int, scores: list, base: list) -> Tensor:
+        """The gradient (rows, width) by the log-probabilities of these responses alone."""
+        return gradient(lambda x: f(x, mask[rows, :width], torch.tensor(scores),
+                                    torch.tensor(base)), logprobs[rows, :width])
 
-    yield ("sign", bool(slope(2, 1, 1.0) < 0),
+    one_token = slope(slice(3), 1, [2.0, 3.0, 1.0], [0.5, 3.0, 1.5])[:, 0]
+    yield ("gradient", bool((one_token != 0).any()),
+           "Your loss has no gradient: a plain number (after .item() or float()) and a detached "
+           "tensor carry none.")
+    yield ("sign", bool(one_token[0] < 0),
            "A loss is minimised. Descending on it must raise the log-probability of a response "
            "that scored more than its baseline; yours does not.")
-    yield ("baseline", close(slope(2, 1, 2.0, 0.5), [-1.5]) and close(slope(2, 1, 3.0, 3.0), [0.0]),
-           "What weighs the direction of a response is its score less its baseline; a response "
-           "that scores what was expected pushes nothing.")
-    yield ("every token", close(slope(0, 4, 1.0), [-1.0] * 4),
+    yield ("baseline", close(one_token / one_token.abs().sum(), [-0.75, 0.0, 0.25]),
+           "What weighs the direction of a response is its score less its own baseline, and "
+           "nothing else is taken off or divided by; a response that scores what was expected "
+           "pushes nothing.")
+    yield ("every token", close(slope(slice(1), 4, [1.0], [0.0]), [[-1.0] * 4]),
            "The log-probability of a response is the sum over its tokens. Each of them has the "
            "whole weight, however long the response is.")
     dirty = torch.where(mask, logprobs, -torch.inf)
@@ -149,7 +154,7 @@ def leave_one_out(f: Callable) -> Steps:
     directions = torch.stack([gradient(lambda x, i=i: world.logprobs(x)[i], table)
                               for i in range(7)])
     pairs = torch.cartesian_prod(torch.arange(7), torch.arange(7))
-    weighed = f(world.scores[pairs])[..., None, None] * directions[pairs]
+    weighed = torch.as_tensor(f(world.scores[pairs]))[..., None, None] * directions[pairs]
     mean = (p[pairs].prod(1)[:, None, None] * weighed.mean(1)).sum(0)
     yield ("unbiased", close(mean, world.slope(table)),
            "Averaged over all pairs of responses of a small language, the estimate is not the "
@@ -184,10 +189,20 @@ def ratios(f: Callable) -> Steps:
     yield ("long responses", close(f(long + 0.01, long, long < 0)[1].log(), [4.0], 1e-3),
            "The probability of a long response is too small for a floating-point number, "
            "and 0 / 0 is not a number. Its ratio is not small: subtract logarithms first.")
-    slope = gradient(lambda x: f(x, old, mask)[0], new)
-    yield ("gradient", close(slope, torch.where(mask, (new - old).exp(), 0)),
-           "The derivative of a ratio by the log-probability of its token is the ratio itself, "
-           "and 0 at padding. A loss made of your ratios would not learn rightly.")
+    expected = (torch.where(mask, (new - old).exp(), 0),
+                torch.where(mask, torch.stack(products)[:, None], 0))
+    for i in range(2):
+        yield ("gradient", close(gradient(lambda x, i=i: f(x, old, mask)[i], new), expected[i]),
+               "The derivative of a ratio by the log-probability of a token in it is the ratio "
+               "itself, and 0 at padding; that holds for tokens and for whole responses. A loss "
+               "made of your ratios would not learn rightly.")
+    never = torch.where(mask, old, -torch.inf)
+    for i in range(2):
+        yield ("gradient at padding",
+               close(gradient(lambda x, i=i: f(x, never, mask)[i], new), expected[i]),
+               "With -inf at padding your ratios are right and their gradient is not: on the way "
+               "back 0 times infinity is nan. Choose the real tokens before the exponential, not "
+               "behind it.")
     world, (before, now) = Language(), _tables(2)
     whole = f(world.logprobs(now), world.logprobs(before), world.mask)[1]
     yield ("exact", close((world.probabilities(before) * whole * world.scores).sum(),

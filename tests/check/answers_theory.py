@@ -13,6 +13,11 @@ def surrogate(logprobs, mask, scores, baseline):
     return rloo_loss(logprobs, (scores - baseline).detach(), mask)[0]
 
 
+def whitened(logprobs, mask, scores, baseline):
+    x = scores - baseline - (scores - baseline).mean()
+    return rloo_loss(logprobs, (x / x.pow(2).mean().sqrt().clamp(min=1e-6)).detach(), mask)[0]
+
+
 def summed(logprobs, mask):
     return torch.where(mask, logprobs, 0).sum(1)
 
@@ -29,6 +34,17 @@ def ratios(logprobs, old_logprobs, mask):
 def detached(logprobs, old_logprobs, mask):
     tokens, whole = ratios(logprobs, old_logprobs, mask)
     return tokens.detach(), whole
+
+
+def whole_detached(logprobs, old_logprobs, mask):
+    tokens, whole = ratios(logprobs, old_logprobs, mask)
+    return tokens, whole.detach()
+
+
+def chosen_late(logprobs, old_logprobs, mask):
+    """Puts the 1 at padding after the exponential: the gradient there is 0 times infinity."""
+    return (torch.where(mask, (logprobs - old_logprobs).exp(), 1),
+            torch.where(mask, logprobs - old_logprobs, 0).sum(1).exp())
 
 
 def of_probabilities(logprobs, old_logprobs, mask):
@@ -73,6 +89,10 @@ ANSWERS = {
     "ex-theory-surrogate": (surrogate, [
         (lambda lp, m, s, b: -(s - b) * summed(lp, m), "shape"),
         (lambda lp, m, s, b: ((s - b) * summed(lp, m)).mean(), "sign"),
+        (lambda lp, m, s, b: surrogate(lp, m, s, b).item(), "gradient"),
+        (lambda lp, m, s, b: surrogate(lp, m, s, b).detach(), "gradient"),
+        (lambda lp, m, s, b: surrogate(lp, m, s - b, (s - b).mean()), "baseline"),
+        (whitened, "baseline"),
         (lambda lp, m, s, b: -((s - b) * summed(lp, m).exp()).mean(), "baseline"),
         (lambda lp, m, s, b: -(s * summed(lp, m)).mean(), "baseline"),
         (lambda lp, m, s, b: -((s + b) * summed(lp, m)).mean(), "baseline"),
@@ -123,6 +143,8 @@ ANSWERS = {
          "whole response"),
         (of_probabilities, "long responses"),
         (detached, "gradient"),
+        (whole_detached, "gradient"),
+        (chosen_late, "gradient at padding"),
     ]),
     "ex-theory-policy-loss": (clipped, [
         (lambda *a: policy_loss(*a), "shape"),
