@@ -97,6 +97,15 @@ def equations_of(name: str) -> dict[str, int]:
     return {a or b: i for i, (a, b) in enumerate(labels, start=1)}
 
 
+@cache
+def numbered(name: str) -> dict[str, str]:
+    """Return what a page calls its named figures and tables, such as "Figure 3", by their names."""
+    found = re.findall(r"^ *:?name: *((fig|tab)-[\w-]+)$", read(name), re.MULTILINE)
+    words = {"fig": "Figure", "tab": "Table"}
+    return {label: f"{words[kind]} {[k for _, k in found[:i + 1]].count(kind)}"
+            for i, (label, kind) in enumerate(found)}
+
+
 def convert(name: str, solutions: bool = False) -> str:
     """Return a page as the text of an .ipynb file, with or without solutions."""
     text = re.sub(r"\A---\n.*?\n---\n", "", read(name), flags=re.DOTALL)
@@ -109,6 +118,8 @@ def convert(name: str, solutions: bool = False) -> str:
               "warnings.filterwarnings(\"ignore\", message=\"IProgress not found\")\n"
               "if importlib.util.find_spec(\"rlhf_mini\") is None:  # as on Colab\n"
               f"    %pip install -q {package}")
+    _add_markdown(page, "*A name such as `tokens_prompt` in the text stands for a number that is "
+                  "printed by a cell nearby, above or below.*" if "{glue:" in text else "")
     _add_blocks(page, rest)
     for number, cell in enumerate(page.cells):
         cell["id"] = f"cell-{number:03}"
@@ -211,7 +222,8 @@ def _add_code(page: Page, code: str, options: dict | None = None) -> None:
                        "outputs": [], "source": _lines(code.strip())})
     figure = ((options.get("mystnb") or {}).get("figure") or {})
     if caption := figure.get("caption"):
-        _add_markdown(page, f"*{_inline(page, caption.strip())}*")
+        label = numbered(page.name).get(figure.get("name"), "")
+        _add_markdown(page, f"*{label}{': ' if label else ''}{_inline(page, caption.strip())}*")
 
 
 def _lines(text: str) -> list[str]:
@@ -254,13 +266,16 @@ def _render(page: Page, block: Block) -> str:
         caption = _nested(page, block.body)
         up = "../../" if page.solutions else "../"
         picture = f"![{block.options.get('alt', '')}]({up}{block.title})"
-        return picture + (f"\n\n*{caption}*" if caption else "")
+        label = numbered(page.name).get(block.options.get("name"), "")
+        return picture + (f"\n\n*{label}{': ' if label else ''}{caption}*" if caption else "")
     if name == "literalinclude":
         return _source(block)
     if name == "math":
         return _equation(page, block.body, block.options.get("label"))
     if name == "list-table":
-        return (f"**{title}**\n\n" if title else "") + _list_table(page, block.body)
+        label = numbered(page.name).get(block.options.get("name"), "")
+        return (f"**{label}{': ' if label and title else ''}{title}**\n\n" if label or title
+                else "") + _list_table(page, block.body)
     if name in ("table", "csv-table", "grid", "grid-item", "grid-item-card",
                 "tab-set", "tab-item", "div", "margin", "sidebar", "container"):
         return (f"**{title}**\n\n" if title and name != "grid" else "") + _nested(page, block.body)
@@ -357,7 +372,7 @@ def _rewrite(page: Page, text: str) -> str:
     text = re.sub(r"\{([\w:.+-]+)\}`([^`]+)`", lambda m: _role(page, m[1], m[2]), text)
     text = re.sub(r"\]\(([\w-]+)\.md(#[\w-]+)?\)", r"](\1.ipynb)", text)
     text = re.sub(r"\[\]\(([\w-]+)\.ipynb\)", lambda m: f"[{title_of(m[1])}]({m[1]}.ipynb)", text)
-    return re.sub(r"(?<=\S)\{[.#][\w .#-]+\}", "", text)
+    return re.sub(r"(?<=\S)\{[.#][A-Za-z][\w .#-]*\}", "", text)
 
 
 def _role(page: Page, role: str, text: str) -> str:
@@ -379,7 +394,10 @@ def _role(page: Page, role: str, text: str) -> str:
         name = (target or shown).lstrip("/")
         return f"[{shown if target else title_of(name)}]({name}.ipynb)"
     if role == "numref" and not target:
-        return "the table" if shown.startswith("tab-") else "the figure"
+        if shown in numbered(page.name):
+            return numbered(page.name)[shown]
+        home = next(p for p in pages() if shown in numbered(p))
+        return f"[{numbered(home)[shown]} of *{title_of(home)}*]({home}.ipynb)"
     if role == "ref" and (home := page_of(target or shown)):
         return f"[{shown if target else title_of(home)}]({home}.ipynb)"
     if role in ("numref", "ref", "prf:ref"):

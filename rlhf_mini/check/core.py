@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import re
@@ -79,7 +80,8 @@ def check(label: str, answer: Any) -> Report:
         ValueError: if there is no such exercise.
     """
     if label not in EXERCISES:
-        raise ValueError(f"there is no exercise {label!r}; there are {', '.join(EXERCISES)}")
+        near = difflib.get_close_matches(str(label), EXERCISES, n=3, cutoff=0)
+        raise ValueError(f"there is no exercise {label!r}; the nearest are {', '.join(near)}")
     report = _examine(label, answer)
     print(report.text)
     return report
@@ -131,21 +133,36 @@ class _Fault(Exception):
 
 
 def _guarded(function: Callable) -> Callable:
-    """Return the function; it fails if it returns nothing or changes a tensor that it was given."""
+    """Return the function; it fails if it returns nothing or changes what it was given."""
     def call(*args: Any, **kwargs: Any) -> Any:
-        tensors = [torch.as_tensor(a).detach() for a in (*args, *kwargs.values())
-                   if isinstance(a, torch.Tensor | np.ndarray)]  # an array shares its memory
-        before = [t.clone() for t in tensors]
+        given = (*args, *kwargs.values())
+        before = [_frozen(x) for x in given]
         result = function(*args, **kwargs)
         if result is None:
             raise _Fault("return", "Your function returns nothing (None). Is a `return` missing?")
-        for old, new in zip(before, tensors, strict=True):
-            if not torch.equal(torch.nan_to_num(old), torch.nan_to_num(new)):
-                raise _Fault("inputs", "Your function changes a tensor that it was given; the "
-                             "caller still needs it. Make a new one: no `x[...] =`, no `x += ...`, "
-                             "no function whose name ends in `_`.")
+        if any(not _same(old, _frozen(new)) for old, new in zip(before, given, strict=True)):
+            raise _Fault("inputs", "Your function changes a tensor or a list that it was given; "
+                         "the caller still needs it. Make a new one: no `x[...] =`, no `x += ...`, "
+                         "no `x.append(...)`, no function whose name ends in `_`.")
         return result
     return call
+
+
+def _frozen(x: Any) -> Any:
+    """Return a copy of tensors, arrays, numbers, words and lists of them; None of all else."""
+    if isinstance(x, torch.Tensor | np.ndarray):
+        return torch.as_tensor(x).detach().clone()
+    if isinstance(x, list):
+        return [_frozen(part) for part in x]
+    return x if isinstance(x, int | float | str) else None
+
+
+def _same(old: Any, new: Any) -> bool:
+    if isinstance(old, torch.Tensor):
+        return torch.equal(torch.nan_to_num(old), torch.nan_to_num(new))
+    if isinstance(old, list):
+        return len(old) == len(new) and all(map(_same, old, new))
+    return old == new or old != old  # nan
 
 
 def _their_error(error: Exception) -> str:

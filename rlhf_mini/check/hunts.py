@@ -84,8 +84,8 @@ def _checker(sought: Hunt) -> Callable[[object], Generator[Property, None, str]]
         yield ("number", number and 1 <= line <= length,
                f"Expected a whole number, 1 to {length}: that of a line of the listing.")
         yield ("line", line in sought.wrong_lines(),
-               "This line does what it should. Which quantity of the sick run leaves the healthy "
-               "one first, and which lines make it?")
+               "The bug is not in this line. Which number on the page is the first that cannot be "
+               "right, and which lines make it?")
         return sought.why
     return checker
 
@@ -105,12 +105,12 @@ HUNTS = {h.label: h for h in (
          ("tensors:masked_mean", "tensors:masked_var", "tensors:masked_whiten", "ppo:policy_loss"),
          "The mean that was taken off is added again, unless somebody asks to keep it. So the "
          "advantages have the right spread and the wrong centre: no baseline is left."),
-    Hunt("hunt-08", "advantages:compute_rewards", "(old_logprobs - ref_logprobs)",
-         "(old_logprobs - ref_logprobs).abs()",
-         ("advantages:compute_rewards", "kl:estimate_kl", "kl:KLController.update",
-          "ppo:policy_loss"),
-         "The penalty is never negative. So a token that the policy has given up costs as much as "
-         "one that it says too often, where it should earn a bonus, and nothing ever comes back."),
+    Hunt("hunt-08", "rollout:compute_rollout_stats", "kl.sum(1).mean()", "kl.sum(0).mean()",
+         ("advantages:compute_rewards", "kl:estimate_kl", "rollout:compute_rollout_stats",
+          "kl:KLController.update"),
+         "The sum runs over the responses, not over the tokens of a response. So the log-ratio of "
+         "the whole batch is divided by the number of places, and the KL looks the larger the more "
+         "responses a rollout has."),
     Hunt("hunt-09", "ppo:value_loss",
          "values.clamp(old_values - value_clip_range, old_values + value_clip_range)",
          "(values - old_values).clamp(-value_clip_range, value_clip_range)",

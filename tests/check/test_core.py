@@ -51,6 +51,10 @@ def test_a_report_is_printed_once_wherever_the_check_stands(doubled, capsys):
 
 def test_nothing_returned_and_arguments_changed_are_faults(doubled):
     assert "Is a `return` missing?" in check("ex-doubled", lambda x: None).text
+    guarded = core._guarded(lambda x, rows: rows[0].append(1) or x)
+    with pytest.raises(core._Fault, match="or a list"):
+        guarded(torch.ones(2), [[0]])
+    assert core._guarded(lambda x, rows: x)(1.0, [torch.tensor([float("nan")]), ["a"]]) == 1.0
     report = check("ex-doubled", lambda x: x.mul_(2))
     assert report.failed == "inputs" and "changes a tensor" in report.text
 
@@ -86,8 +90,8 @@ def test_errors_are_those_of_the_learner(doubled):
 
 
 def test_labels_are_known_and_unique(doubled):
-    with pytest.raises(ValueError, match="there is no exercise 'ex-none'; there are "):
-        check("ex-none", 1)
+    with pytest.raises(ValueError, match="no exercise 'ex-doubles'; the nearest are ex-doubled, "):
+        check("ex-doubles", 1)
     with pytest.raises(ValueError, match="two checks of 'ex-doubled'"):
         core.exercise("ex-doubled")(None)
     with pytest.raises(ValueError, match="there is no hunt 'hunt-99'; there are hunt-"):
