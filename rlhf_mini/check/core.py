@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 import re
+import textwrap
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ Property = tuple[str, bool, str]
 # Yields properties in the order in which a learner should meet them; may return a closing remark.
 Checker = Callable[[Any], Generator[Property, None, str | None]]
 EXERCISES: dict[str, Checker] = {}
+WIDTH = 76  # characters of a printed line: what fits into the box of an exercise
 CHECKS = str(Path(__file__).parent)
 LIBRARIES = r"[/\\](site-packages|dist-packages|rlhf_mini)[/\\]"
 
@@ -83,7 +85,8 @@ def check(label: str, answer: Any) -> Report:
         near = difflib.get_close_matches(str(label), EXERCISES, n=3, cutoff=0)
         raise ValueError(f"there is no exercise {label!r}; the nearest are {', '.join(near)}")
     report = _examine(label, answer)
-    print(report.text)
+    print("\n".join(textwrap.fill(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+                    for line in report.text.splitlines()))
     return report
 
 
