@@ -33,12 +33,19 @@ def masked_mean(f: Callable) -> Generator[Property, None, str]:
            "neither above nor below the line. A mean over rows of each row's mean is another "
            "number: in it the tokens of a short row weigh more.")
     for garbage in (1e30, math.inf, math.nan):
-        yield ("garbage", close(f(torch.where(mask, x, garbage), mask), f(x, mask)),
+        yield (f"{garbage:g} at padding", close(f(torch.where(mask, x, garbage), mask), f(x, mask)),
                f"With {garbage} at the padding the mean changes. Padding may hold anything, and "
                "real entries must not feel it.")
-    yield ("nothing selected", close(f(x, torch.zeros_like(mask)), 0.0),
-           "Where the mask selects nothing the mean should be 0: a number with which a training "
-           "run can go on.")
+    yield ("nan at a real entry", math.isnan(f(torch.where(x == real[-1], math.nan, x), mask)),
+           "A real entry is nan and the mean is a number all the same. Something in the run is "
+           "broken, and the mean hides it: choose by the mask, not by what the entries are.")
+    hidden, none = torch.full_like(x, math.inf), torch.zeros_like(mask)
+    yield ("nothing selected", close(f(x, none), 0.0) and close(f(hidden, none), 0.0),
+           "Where the mask selects nothing the mean should be 0, whatever is hidden: a number with "
+           "which a training run can go on.")
+    yield ("gradient of nothing", close(gradient(lambda x: f(x, none), x), torch.zeros(3, 4)),
+           "Where the mask selects nothing the mean is 0, but its gradient is not. Something is "
+           "divided by 0 on the way, even if the result is not chosen in the end.")
     slope = gradient(lambda x: f(x, mask), torch.where(mask, x, math.inf))
     yield ("gradient", close(slope, mask / mask.sum()),
            "Every real entry should move the mean equally, by one over their number, and padding "
@@ -73,11 +80,17 @@ def response_logprobs(f: Callable) -> Generator[Property, None, str]:
            "Adding the same number to all logits of a place changes no probability, see the "
            "softmax. So it must not change your result.")
     yield ("large logits", finite(f(1000 * logits, ids, every)),
-           "With logits of some thousands the result is inf or nan. A probability underflows to "
-           "0 before its logarithm is taken; the chapter takes the logarithm in one step.")
+           "With logits of some thousands the result is inf or nan. An exponential overflows, or a "
+           "probability underflows to 0 before its logarithm is taken; the chapter takes the "
+           "logarithm of the softmax in one step.")
     yield ("zero at padding", close(f(logits, ids, mask)[~mask], torch.zeros(6)),
            "Entries behind the end of a response should be 0: then a sum over the row is the "
            "log-probability of the response.")
+    broken = logits.clone()
+    broken[:, 3:8][~mask] = math.nan
+    yield ("nan at padding", close(f(broken, ids, mask), f(logits, ids, mask)),
+           "Logits that speak about padding are nan, and your result feels it. Padding may hold "
+           "anything; choose entries as in a mean that survives infinity.")
     slow = torch.zeros(3, 5, dtype=torch.float64)
     for b, t in mask.nonzero().tolist():
         p = logits[b, 4 + t - 1].exp()
@@ -110,8 +123,9 @@ def entropy(f: Callable) -> Generator[Property, None, str]:
            "entropy. Logits are not log-probabilities yet.")
     sure = torch.tensor([[0.0, 5000.0, -5000.0]], dtype=torch.float64)
     yield ("certain", close(f(sure), [0.0]),
-           "One token is certain: then nothing is uncertain. If you get nan, a probability of 0 "
-           "met the logarithm of 0, and computers do not know that 0 log 0 is 0.")
+           "One token is certain: then nothing is uncertain. If you get nan, an exponential "
+           "overflowed, or a probability of 0 met the logarithm of 0, and computers do not know "
+           "that 0 log 0 is 0.")
     p = logits.softmax(-1)
     yield ("brute force", close(f(logits), -(p * p.log()).sum(-1)),
            "On random logits the definition, put down term by term, finds other numbers.")
@@ -119,6 +133,9 @@ def entropy(f: Callable) -> Generator[Property, None, str]:
     yield ("gradient", close(gradient(f, logits), wanted),
            "The value is right, the gradient is not: probability and logarithm both depend on the "
            "logits, and nothing may be detached. PPO may one day reward entropy.")
+    yield ("gradient where certain", close(gradient(f, sure), torch.zeros(1, 3)),
+           "Where one token is certain the entropy is right, and its gradient is not: it should be "
+           "0. A nan that is replaced in the value comes back in the gradient; let none arise.")
     return "You have written compute_entropy of rlhf_mini/tensors.py."
 
 
@@ -160,10 +177,10 @@ def sampler(f: Callable) -> Generator[Property, None, str]:
            "Each row of the batch has its own distribution and its own noise.")
     logits = _random(64, 1000).float()
     edge = f(logits, 1.0, torch.full((64,), 1 - 2**-24))
-    yield ("rounding", int(edge.max()) < 1000,
-           "With noise just below 1 you return a token that is not in the vocabulary. Summed in "
-           "single precision, probabilities may end a little below 1; the last token takes "
-           "the rest.")
+    yield ("rounding", close(edge, torch.full((64,), 999)),
+           "With noise just below 1 you return a token that is not in the vocabulary, or the first "
+           "one, or another. Summed in single precision, probabilities may end a little below 1; "
+           "the last token takes the rest.")
     return "You have written pick_tokens of rlhf_mini/tensors.py."
 
 

@@ -29,6 +29,12 @@ def detached(logits, ids, mask):
     return logprobs()(logits.detach(), ids, mask)
 
 
+def certain_by_where(logits):
+    """Its gradient is nan where a probability is 0."""
+    p = logits.softmax(-1)
+    return -torch.where(p > 0, p * p.log(), 0).sum(-1)
+
+
 def pick(divide=True, right=True, late=False, flat=False, rows=True, clamp=True):
     """Sampling with one thing wrong."""
     def f(logits, temperature, noise):
@@ -43,6 +49,18 @@ def pick(divide=True, right=True, late=False, flat=False, rows=True, clamp=True)
         token = torch.searchsorted(below, noise[:, None], right=right)[:, 0]
         return token.clamp(max=logits.shape[1] - 1) if clamp else token
     return f
+
+
+def first_end_above(logits, temperature, noise):
+    """Finds token 0 when the noise is above all ends."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    return ((logits / temperature).softmax(-1).cumsum(-1) > noise[:, None]).int().argmax(-1)
+
+
+def wraps_around(logits, temperature, noise):
+    ids = pick(clamp=False)(logits, temperature, noise)
+    return torch.where(ids >= logits.shape[1], 0, ids)
 
 
 def heated(mean_at=None, power=2, sign=1.0, log=True):
@@ -77,10 +95,14 @@ ANSWERS = {
         (lambda x, m: torch.where(m, x, 0).mean(), "mask"),
         (lambda x, m: x.mean(), "mask"),
         (lambda x, m: masked_mean(x, m, 1).mean(), "mask"),
-        (lambda x, m: (x * m).sum() / m.sum(), "garbage"),
+        (lambda x, m: (x * m).sum() / m.sum(), "inf at padding"),
+        (lambda x, m: torch.nan_to_num(x, 0, 0, 0)[m].mean(), "nan at a real entry"),
+        (lambda x, m: x[m & x.isfinite()].mean(), "nan at a real entry"),
         (lambda x, m: x[m].mean(), "nothing selected"),
         (lambda x, m: torch.where(m, x, 0).sum() / m.sum(), "nothing selected"),
         (lambda x, m: torch.where(m, x, 0).sum() / (m.sum() + 1), "no padding"),
+        (lambda x, m: masked_mean(x, m) if m.any() else (x * 0).sum(), "nothing selected"),
+        (lambda x, m: torch.where(m, x / m.sum(), 0).sum(), "gradient of nothing"),
         (lambda x, m: masked_mean(x.detach(), m), "gradient"),
     ]),
     "ex-response-logprobs": (logprobs(), [
@@ -96,6 +118,7 @@ ANSWERS = {
         (logprobs(shift=2), "shift"),
         (logprobs(safe=False), "large logits"),
         (logprobs(masked=False), "zero at padding"),
+        (lambda z, ids, m: logprobs(masked=False)(z, ids, m) * m, "nan at padding"),
         (lambda z, ids, m: logprobs()(z, ids, m).clamp(min=-3), "brute force"),
         (detached, "gradient"),
     ]),
@@ -113,6 +136,9 @@ ANSWERS = {
         (lambda z: -(z.softmax(-1) * z.softmax(-1).log()).sum(-1), "certain"),
         (lambda z: -(z.softmax(-1).detach() * z.log_softmax(-1)).sum(-1), "gradient"),
         (lambda z: compute_entropy(z.detach()), "gradient"),
+        (certain_by_where, "gradient where certain"),
+        (lambda z: -torch.nan_to_num(z.softmax(-1) * z.softmax(-1).log()).sum(-1),
+         "gradient where certain"),
     ]),
     "ex-sampler": (pick_tokens, [
         (lambda z, t, u: pick_tokens(z, t, u)[:, None], "shape"),
@@ -128,6 +154,8 @@ ANSWERS = {
         (lambda z, t, u: pick_tokens(z, float(t > 0), u), "temperature"),
         (pick(rows=False), "rows"),
         (pick(clamp=False), "rounding"),
+        (first_end_above, "rounding"),
+        (wraps_around, "rounding"),
     ]),
     "ex-heated-token": (heated(), [
         (lambda z, y, tau: heated()(z, y, tau).mean(), "shape"),
