@@ -457,15 +457,17 @@ def test_an_update_stops_when_it_left_the_rollout_policy(tokenizer, monkeypatch)
 
 def test_rollout_stats_are_masked(tokenizer):
     _, _, rollout, targets = setting(tokenizer)
+    rollout, targets = rollout.rows(torch.arange(5)), Targets(
+        targets.advantages[:5], targets.returns[:5])
     mask = rollout.batch.response_mask
-    assert not mask.all()
+    assert not mask.all() and mask.shape[0] != mask.shape[1]  # a wrong axis would show
     generator = torch.Generator().manual_seed(5)
     rollout.ref_logprobs = rollout.old_logprobs + torch.randn(mask.shape, generator=generator)
     for name in ("old_logprobs", "values", "entropy"):
         setattr(rollout, name, torch.where(mask, getattr(rollout, name), 1e6))
     stats = compute_rollout_stats(rollout, targets)
     kl = [[(rollout.old_logprobs[b, t] - rollout.ref_logprobs[b, t]).item()
-           for t in range(int(mask[b].sum()))] for b in range(8)]
+           for t in range(int(mask[b].sum()))] for b in range(5)]
     returns, values = targets.returns[mask].numpy(), rollout.values[mask].numpy()
     expected = {
         "kl_per_sequence": np.mean([sum(row) for row in kl]),

@@ -53,10 +53,15 @@ def exact(f: Callable) -> Steps:
              zip(logits.softmax(-1), ref_logits.softmax(-1), strict=True)]
     yield ("sum over the vocabulary", close(f(logits, ref_logits), table),
            "The KL at one place is a sum over the vocabulary, in nats, not a mean and not in bits.")
-    far = torch.tensor([0.0, -300.0, 1.0])
-    yield ("impossible tokens", finite(f(far, torch.zeros(3))) and finite(f(torch.zeros(3), far)),
-           "A probability of 1e-130 is rounded to 0, and its logarithm to -inf. Take the "
-           "logarithms from the logits in one step, not from the probabilities.")
+    yield ("large logits", close(f(logits + 500, ref_logits + 500), table, 1e-3),
+           "Logits of 500 overflow the exponential function, although the distributions are as "
+           "before. Their largest has to be taken off first; torch does it for you.")
+    even, never = torch.zeros(2), torch.tensor([0.0, -300.0])
+    yield ("impossible tokens", close(f(never, even), math.log(2)) and
+           close(f(even, never), 150 - math.log(2)),
+           "A probability of 1e-130 is rounded to 0, and its logarithm to -inf. A small number "
+           "that is added, or put in the place of infinity, makes the result finite and wrong. "
+           "Take the logarithms from the logits in one step, not from the probabilities.")
     return "You have written compute_exact_kl of rlhf_mini/kl.py."
 
 
@@ -146,8 +151,13 @@ def controller(f: Callable) -> Steps:
     up, down = f(0.2, 6.6, 6.0, 500, 10_000), f(0.2, 5.4, 6.0, 500, 10_000)
     yield ("direction", up > 0.2 > down,
            "A policy that is too far away must pay more, and one that is too near less.")
-    yield ("fixed", close(f(0.2, 50.0, 0.0, 64, 10_000), 0.2),
-           "A target of 0 means: keep the coefficient, as most runs of this book do.")
+    try:
+        kept = f(0.2, 50.0, 0.0, 64, 10_000)
+    except ZeroDivisionError:
+        kept = None
+    yield ("fixed", close(kept, 0.2),
+           "A target of 0 means: keep the coefficient, as most runs of this book do. It is no "
+           "number to divide by.")
     yield ("small errors", close([up, down], [0.2 * 1.005, 0.2 * 0.995]),
            "A KL that misses the target by a tenth moves the coefficient by a tenth, times "
            "episodes over horizon, as a factor.")
@@ -172,7 +182,7 @@ def controller(f: Callable) -> Steps:
 def keep(f: Callable) -> Steps:
     """Probability to keep a response of the reference: f(scores, beta) -> (N,)."""
     chance = f(SCORES, 0.5)
-    yield shaped(chance, (6,), "one probability for each response")
+    yield shaped(chance, (6,), "a tensor, one probability for each response,")
     yield ("probability", bool(((chance >= 0) & (chance <= 1)).all()),
            "A probability lies between 0 and 1.")
     yield ("equal scores", close(f(torch.full((3,), 2.0), 0.5), torch.ones(3)),
@@ -236,10 +246,10 @@ def predict(answer: object) -> Steps:
         (SCORES, 1.0, "A nat costs twice as much."),
         (SCORES + 5, 0.5, "Look at what a common constant does to Z."),
         (2 * SCORES, 1.0, "Only one combination of score and price stands in the optimum."),
-        (raised(4), 0.5, "The optimum says this answer more often than the reference does. Does "
-         "the change move it on, or back?"),
-        (raised(5), 0.5, "The optimum has all but given this answer up. Does the change move it "
-         "on, or back?")]
+        (raised(4), 0.5, "Compare the score of this answer with the mean score under the optimum. "
+         "Does the change draw the two apart, or together?"),
+        (raised(5), 0.5, "Compare the score of this answer with the mean score under the optimum, "
+         "not its probability with the reference's. Are the two drawn apart, or together?")]
     for i, (scores, beta, meaning) in enumerate(changes):
         change = distance(scores, beta) - distance(SCORES, 0.5)
         truth = words[1 + (change > 1e-9) - (change < -1e-9)]

@@ -13,6 +13,11 @@ def probabilities(logits, ref_logits):
     return (p * (p.log() - q.log())).sum(-1)
 
 
+def from_logarithms(log):
+    """The KL with the wrong logarithm of both models' logits."""
+    return lambda z, ref: (z.softmax(-1) * (log(z) - log(ref))).sum(-1)
+
+
 def estimator(**changed):
     """The three estimators, some of them changed: functions of d."""
     def f(logprobs, ref_logprobs, kind):
@@ -108,6 +113,11 @@ ANSWERS = {
         (lambda z, ref: compute_exact_kl(z, ref) / 0.6931, "direction"),
         (lambda z, ref: compute_exact_kl(z, ref) * (4 / z.shape[-1]), "sum over the vocabulary"),
         (probabilities, "impossible tokens"),
+        (from_logarithms(lambda z: (z.softmax(-1) + 1e-12).log()), "impossible tokens"),
+        (from_logarithms(lambda z: z.softmax(-1).clamp(min=1e-30).log()), "impossible tokens"),
+        (from_logarithms(lambda z: z.softmax(-1).log().nan_to_num()), "impossible tokens"),
+        (lambda z, ref: probabilities(z, ref).nan_to_num(), "impossible tokens"),
+        (from_logarithms(lambda z: z - z.exp().sum(-1, keepdim=True).log()), "large logits"),
     ]),
     "ex-kl-estimators": (estimate_kl, [
         (lambda n, r, kind: estimate_kl(n, r, kind).mean(), "shape"),
@@ -146,6 +156,8 @@ ANSWERS = {
         (steer_variant(step=lambda beta, x: beta * (1 - x)), "direction"),
         (steer_variant(error=lambda kl, target: target / kl - 1), "direction"),
         (lambda beta, kl, target, n, h: steer_variant()(beta, kl, target or 1.0, n, h), "fixed"),
+        (lambda beta, kl, target, n, h: beta * (1 + max(-0.2, min(0.2, kl / target - 1)) * n / h),
+         "fixed"),
         (steer_variant(error=lambda kl, target: kl - target), "small errors"),
         (steer_variant(step=lambda beta, x: beta + x), "small errors"),
         (lambda beta, kl, target, n, h: beta if target == 0 or kl == target else beta * (
@@ -195,6 +207,6 @@ ANSWERS = {
         (["falls", "stays", "stays", "stays", "falls"], "change 4"),
         (["falls", "stays", "stays", "rises", "rises"], "change 5"),
     ]),
-    "hunt-08": (5, [(7, "line"), (12, "line"), (16, "line"), (21, "line"), (22, "line"),
-                    (0, "number"), (43, "number"), (None.__class__, "number")]),
+    "hunt-08": (26, [(5, "line"), (12, "line"), (21, "line"), (27, "line"), (41, "line"),
+                     (42, "line"), (0, "number"), (43, "number"), (None.__class__, "number")]),
 }
