@@ -21,6 +21,17 @@ def run_time(role, rawtext, text, lineno, inliner, options=None, content=None):
     return [RunTime(page=text)], []
 
 
+def exercise_minutes(role, rawtext, text, lineno, inliner, options=None, content=None):
+    """Make {exercise-minutes}`page` the sum of the minutes that the page's exercises state."""
+    page = Path(inliner.document.settings.env.srcdir) / f"{text}.md"
+    return [nodes.Text(str(sum_minutes(page.read_text(encoding="utf-8"))))], []
+
+
+def sum_minutes(text: str) -> int:
+    """Return the sum of the minutes on the cards of a page's exercises."""
+    return sum(map(int, re.findall(r"^\*\w+ · (\d+) minutes · ", text, re.MULTILINE)))
+
+
 class FillRunTimes(SphinxPostTransform):
     """Put the measured seconds in."""
 
@@ -112,6 +123,7 @@ def setup(app) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_node(RunTime)
     app.add_role("run-time", run_time)
+    app.add_role("exercise-minutes", exercise_minutes)
     app.add_post_transform(FillRunTimes)
     app.add_post_transform(KeepPercentSigns)
     app.connect("config-inited", drop_thebe, priority=1)

@@ -385,6 +385,9 @@ def _role(page: Page, role: str, text: str) -> str:
         return f"`{text.partition(':')[0]}`"  # printed by the cell that computed it
     if role == "run-time":
         return "at most 3 minutes"
+    if role == "exercise-minutes":
+        minutes = re.findall(r"^\*\w+ · (\d+) minutes · ", read(text), re.MULTILINE)
+        return str(sum(map(int, minutes)))
     if role == "eq":
         if text in page.equations:
             return f"({page.equations[text]})"
