@@ -53,7 +53,8 @@ def attention(f: Callable) -> Generator[Property, None, str]:
     yield ("equal scores", close(f(0 * q, k, v, torch.ones_like(causal)),
                                  v.mean(1, keepdim=True).expand_as(v)),
            "If all queries are 0 and nothing is hidden, all scores are equal: each token should "
-           "carry over the plain mean of the values. Do the weights of one token add up to 1?")
+           "carry over the plain mean of the values. Do the weights of one token add up to 1, and "
+           "do you use the mask that you are given?")
     means = v.cumsum(1) / torch.arange(1, 6)[:, None]
     yield ("mask", close(f(0 * q, k, v, causal), means),
            "If all scores are equal and the future is hidden, token t should carry over the mean "
@@ -75,8 +76,13 @@ def attention(f: Callable) -> Generator[Property, None, str]:
            "other: the first should weigh three times as much as the second. By what is a score "
            "divided, and why?")
     yield ("large scores", finite(f(1e4 * q, k, v, causal)),
-           "With large scores the result is inf or nan: an exponential overflows. The softmax of "
-           "torch takes care of it.")
+           "With large scores the result is inf or nan. Perhaps an exponential overflows; the "
+           "softmax of torch takes care of that. Or all visible weights became 0 before you "
+           "divided by their sum: hide before the softmax.")
+    low, ones = -2e5 * torch.eye(4)[0].double().expand_as(q), torch.ones_like(k)
+    yield ("very negative scores", close(f(low, ones, v, causal), means),
+           "All scores are equal and very negative, -100,000, and hidden tokens take over. A large "
+           "negative number hides only what is compared with larger ones.")
     other = torch.eye(5, dtype=torch.bool) | (_random(5, 5) > 0)
     yield ("any mask", close(f(q, k, v, other), F.scaled_dot_product_attention(q, k, v, other)),
            "With another mask than the causal one, torch's own scaled_dot_product_attention finds "
@@ -126,7 +132,8 @@ def pack_rows(f: Callable) -> Generator[Property, None, str]:
            "One document that fills one row should be that row, as integers.")
     yield ("EOS", close(f([[1, 2, 3]], 4, 0), [[1, 2, 3, 0]]),
            "Each document is closed by EOS, also the last one, also one that stands alone. "
-           "Without it the model never learns where texts end.")
+           "Without it the model never learns where texts end. Or is it there, and the last full "
+           "row is missing?")
     yield ("full rows", close(f([[5, 6], [7, 8]], 3, 0), [[5, 6, 0], [7, 8, 0]]),
            "Two documents that each fill a row with their EOS should give these two rows, one "
            "under the other. No full row is left out.")
@@ -161,7 +168,8 @@ def copy_floor(f: Callable) -> Generator[Property, None, str]:
            "With period 1 the row is one token again and again. Nobody has to predict the first, "
            "and all others are known.")
     yield ("no repeat", close(f(12, 12, 12, 50), math.log(50)),
-           "With a period as long as the row nothing ever repeats: every predicted token is noise.")
+           "With a period as long as the row nothing ever repeats: every predicted token is noise, "
+           "and costs what the chapter's equation counts for it. In nats?")
     for period, length in ((4, 10), (7, 64)):
         yield ("one period", close(f(period, period, length, 50), _copy_floor(period, length, 50)),
                f"Write down a row of {length} tokens with period {period}. How many tokens are "
@@ -250,6 +258,20 @@ def _loop_loss(model: Callable, input_ids: Tensor) -> Tensor:
                          for t in range(1, len(row))]).mean()
 
 
+def _cut_loss(model: Callable, input_ids: Tensor) -> Tensor:
+    """The right loss, of a model that reads all tokens but the last."""
+    logits = model(input_ids[:, :-1]).logits
+    return F.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten())
+
+
+def _accepts(test: Callable, loss: Callable) -> bool:
+    """Whether a test accepts a loss; no if logits and text do not fit each other."""
+    try:
+        return bool(test(loss))
+    except (IndexError, RuntimeError, ValueError):
+        return False
+
+
 def _shifted_loss(times: int) -> Callable:
     """The loss that compares the logits at t with token t + times."""
     def loss(model: Callable, input_ids: Tensor) -> Tensor:
@@ -267,6 +289,10 @@ def base_shift(f: Callable) -> Generator[Property, None, str]:
     yield ("right loss", bool(said) and bool(f(_loop_loss)),
            "Your test refuses a right loss. Work out by hand what your model must cost on your "
            "text, and leave room for rounding.")
+    yield ("inputs cut", _accepts(f, _cut_loss),
+           "Your test refuses another right loss, or stops in it: one that does not let the model "
+           "read the last token, as nothing is known of what follows it. Do your models answer "
+           "whatever ids they are given?")
     yield ("colleague", not bool(f(_shifted_loss(2))),
            "The colleague's loss passes your test. Does your model know the next token better than "
            "the one after it?")

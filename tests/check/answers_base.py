@@ -32,6 +32,16 @@ def by_hand(q, k, v, m):
     return weights / weights.sum(-1, keepdim=True) @ v
 
 
+def renormalised(q, k, v, m):
+    """Hides after the softmax and divides by what is left, which may be 0."""
+    weights = (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1) * m
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+def causal_whatever_is_given(q, k, v, m):
+    return attend()(q, k, v, torch.ones_like(m).tril())
+
+
 def always_causal(q, k, v, m):
     return F.scaled_dot_product_attention(q, k, v, is_causal=len(m) > 1 and not bool(m.all()))
 
@@ -59,6 +69,11 @@ def pack(first=False, last=True, eos=True, tail=False, columns=False, step=0, fi
     return f
 
 
+def loses_last_row(documents, n, end):
+    stream = [token for d in documents for token in [*d, end]]
+    return torch.tensor([stream[i:i + n] for i in range(0, len(stream) - n, n)])
+
+
 def one_per_row(documents, n, end):
     return torch.tensor([(d + n * [end])[:n] for d in documents])
 
@@ -67,6 +82,14 @@ def loses_full_row(documents, n, end):
     stream = [token for d in documents for token in [*d, end]]
     rows = [stream[i:i + n] for i in range(0, max(len(stream) - n, 1), n)]
     return torch.tensor(rows)
+
+
+def closes_in_place(documents, n, end):
+    """Appends EOS to the lists of the caller."""
+    for document in documents:
+        document.append(end)
+    stream = torch.tensor(sum(documents, []))
+    return stream[:len(stream) // n * n].view(-1, n)
 
 
 def floor(a, b, L, V):
@@ -96,6 +119,18 @@ COUNT = torch.arange(20)[None]
 def accepts(loss):
     knows, guesses = (float(loss(model, COUNT)) for model in (bets, blind))
     return abs(knows) < 1e-4 and abs(guesses - math.log(100)) < 1e-4
+
+
+def always_the_same_rows(loss):
+    """Its models answer COUNT whatever they are given."""
+    return accepts(lambda model, ids: loss(lambda _: model(COUNT), ids))
+
+
+def the_last_rows(loss):
+    """Its models answer the end of COUNT, as much as they are given."""
+    def last(model):
+        return lambda ids: SimpleNamespace(logits=model(COUNT).logits[:, -ids.shape[1]:])
+    return accepts(lambda model, ids: loss(last(model), ids))
 
 
 ANSWERS = {
@@ -128,7 +163,11 @@ ANSWERS = {
         (attend(scale="d"), "scale"),
         (attend(scale="length"), "scale"),
         (by_hand, "large scores"),
+        (renormalised, "large scores"),
+        (attend(hidden=-100.0), "very negative scores"),
+        (attend(hidden=-1e4), "very negative scores"),
         (attend(flip=True), "one token"),
+        (causal_whatever_is_given, "equal scores"),
         (always_causal, "any mask"),
     ]),
     "ex-lm-loss": (lm, [
@@ -159,6 +198,8 @@ ANSWERS = {
         (pack(last=False), "EOS"),
         (pack(columns=True), "full rows"),
         (loses_full_row, "full rows"),
+        (loses_last_row, "EOS"),
+        (closes_in_place, "inputs"),
         (one_per_row, "across rows"),
         (pack(fits=True), "shape"),
         (lambda d, n, end: pack()([x[:n - 1] for x in d] if len(d) > 1 else d, n, end),
@@ -172,6 +213,7 @@ ANSWERS = {
         (lambda a, b, L, V: (a + b) / 2 / (L - 1) * math.log(V), "period 1"),
         (lambda a, b, L, V: (a + b) / 2 / L * math.log(V), "period 1"),
         (lambda a, b, L, V: floor(a, b, L, V) / math.log(2), "no repeat"),
+        (lambda a, b, L, V: floor(a, b, L, V - 2), "no repeat"),
         (lambda a, b, L, V: ((a + b) / 2 - 1) / L * math.log(V), "no repeat"),
         (lambda a, b, L, V: math.log(V) * (a > 1), "one period"),
         (lambda a, b, L, V: floor(a, a, L, V), "mean"),
@@ -211,5 +253,7 @@ ANSWERS = {
         (lambda loss: float(loss(lambda ids: bets(ids, 0), 0 * COUNT[:, :2])) < 1e-4, "no shift"),
         (lambda loss: float(loss(bets, COUNT)) < 1e-4, "nothing"),
         (lambda loss: False, "right loss"),
+        (always_the_same_rows, "inputs cut"),
+        (the_last_rows, "inputs cut"),
     ]),
 }
