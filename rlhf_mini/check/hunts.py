@@ -94,7 +94,7 @@ HUNTS = {h.label: h for h in (
     Hunt("hunt-05", "training:epoch_batch",
          "order[turn * batch_size:(turn + 1) * batch_size]", "order[turn:turn + batch_size]",
          ("sft:sft_loss", "models:compute_response_logprobs", "models:set_residual_dropout",
-          "training:cosine_lr", "training:epoch_batch", "data:collate"),
+          "training:epoch_batch", "data:collate"),
          "Batch after batch starts one item further, not one batch further. So an epoch shows the "
          "first few of the sorted items again and again, the shortest, and never most of them."),
     Hunt("hunt-06", "data:pack_rankings", "mask=_rows(mask, 0)", "mask=_rows(mask, 1)",

@@ -61,10 +61,19 @@ def sft_loss(f: Callable) -> Generator[Property, None, str]:
     yield ("padding", close(f(*other, prompts, responses), expected),
            "What stands behind EOS changes the loss. EOS itself is followed by nothing that could "
            "be a target, and padding is an arbitrary filler.")
+    broken = torch.where(behind[..., None], math.nan, logits)
+    yield ("nan at padding", close(f(broken, tokens, prompts, responses), expected),
+           "Logits that predict padding are nan, and the loss feels it. A product with a mask "
+           "hides only what is finite.")
     losses = _token_losses(logits, tokens, prompts, responses)
     yield ("tokens alike", close(expected, sum(map(sum, losses)) / sum(map(len, losses))),
            "Each row alone may be right, but not their mean: every response token of the batch has "
            "the same say, whichever response it belongs to.")
+    large = [x for row in _token_losses(1000 * logits, tokens, prompts, responses) for x in row]
+    yield ("large logits", close(f(1000 * logits, tokens, prompts, responses),
+                                 sum(large) / len(large)),
+           "With logits of some thousands the loss is inf, nan or too small. A probability "
+           "underflows to 0 before its logarithm is taken; take the logarithm in one step.")
     return ("You have written sft_loss of rlhf_mini/sft.py, and the shift and the mask that "
             "compute_response_logprobs of rlhf_mini/models.py does for it.")
 
@@ -85,6 +94,9 @@ def sequence_mean(f: Callable) -> Generator[Property, None, str]:
     dirty = torch.where(mask, logprobs, -50.0)
     yield ("mask", close(f(dirty, mask), 2.0),
            "Entries at padding change the loss. Only response tokens take part.")
+    yield ("inf at padding", close(f(torch.where(mask, logprobs, -math.inf), mask), 2.0),
+           "With -inf at padding the loss is inf or nan. A product with a mask hides only what is "
+           "finite.")
     more = torch.cat([logprobs, torch.zeros(1, 4)])
     empty = torch.cat([mask, torch.zeros(1, 4, dtype=torch.bool)])
     yield ("empty row", close(f(more, empty), 2.0),
@@ -132,7 +144,7 @@ def accumulate(f: Callable) -> Generator[Property, None, str]:
     yield shaped(run(cut(4))[0], (), "the loss")
     yield ("one batch", close(run(cut(4))[1], weights.grad),
            "With one batch the gradient should be just that of its loss. Is there a call of "
-           "`backward()`, once?")
+           "`backward()`, once, and is the loss scaled by its share of the whole?")
     twins, (once, once_loss, _) = cut(1) * 2, _unigram()
     once_loss(twins[0]).backward()
     yield ("equal batches", close(run(twins)[1], once.grad),
@@ -145,6 +157,9 @@ def accumulate(f: Callable) -> Generator[Property, None, str]:
     yield ("one at a time", all(run(cut(1, 1, 2))[2][1:]),
            "The gradient is right, but a batch is computed while the graph of the one before it is "
            "still held: the memory that accumulation is there to save.")
+    yield ("plain number", not getattr(run(cut(1, 3))[0], "requires_grad", False),
+           "What you return is not a plain number: it carries a gradient, and with it the graphs "
+           "of all parts.")
     yield ("loss", close(run(cut(1, 3))[0], whole),
            "The gradients are right. The number that is returned should be the loss of the whole "
            "batch, too.")
@@ -160,7 +175,7 @@ def learning_rate(f: Callable) -> Generator[Property, None, str]:
            "Without warm-up the first step takes the peak rate: a factor of one.")
     yield ("floor", close([f(100, 100, 0, x) for x in (0.1, 0.0, 0.5)], [0.1, 0.0, 0.5]),
            "When all steps are done the factor should have arrived at the floor, not at 0 and not "
-           "back at the top.")
+           "back at the top: exactly at `steps`, not one step before.")
     yield ("halfway", close(f(50, 100, 0, 0.2), 0.6),
            "After half of the steps the cosine has covered half of the way down: the factor should "
            "be the mean of both ends.")
@@ -185,12 +200,13 @@ def certainty(f: Callable) -> Generator[Property, None, str]:
     yield ("c = p", close([f(p, p) for p in (0.2, 0.5, 0.8)], [0.0] * 3),
            "A policy that says A as often as the labelers do has the lowest loss there is. The "
            "rise is counted from there.")
-    yield ("labelers agree", close([f(1.0, 0.5), f(1.0, 0.9)], [math.log(2), -math.log(0.9)]),
-           "If all labelers write A, nobody writes B. What is left to pay is the surprise at A.")
     pairs = [(0.8, 0.9), (0.8, 0.99), (0.6, 0.3), (0.5, 0.9), (0.25, 0.5)]
     yield ("never negative", all(f(p, c) > 0 for p, c in pairs),
            "No policy has a lower loss than the labelers' own distribution. Are both kinds of "
            "responses in your sum, those where it gains and those where it pays?")
+    yield ("labelers agree", close([f(1.0, 0.5), f(1.0, 0.9)], [math.log(2), -math.log(0.9)]),
+           "If all labelers write A, nobody writes B. What is left to pay is the surprise at A, in "
+           "nats.")
     yield ("flat at the minimum", abs(f(0.7, 0.7 + 1e-4)) < 1e-6,
            "Close to its minimum a smooth loss is flat: a little too much certainty costs next to "
            "nothing. Yours rises at once.")

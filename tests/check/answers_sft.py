@@ -11,7 +11,8 @@ from rlhf_mini.training import cosine_lr
 # ---------------------------------------------------------------- the loss
 
 
-def loss(shift=1, first=0, last=0, padding=False, pool="tokens", of=lambda p: -p.log(), sign=1):
+def loss(shift=1, first=0, last=0, padding=False, pool="tokens", of=lambda p: -p, sign=1,
+         chosen=True, safe=True):
     """The loss of SFT with one thing wrong."""
     def f(logits, tokens, prompt_tokens, response_tokens):
         length = tokens.shape[1]
@@ -19,13 +20,10 @@ def loss(shift=1, first=0, last=0, padding=False, pool="tokens", of=lambda p: -p
         begin = prompt_tokens[:, None] + first
         end = (prompt_tokens + response_tokens)[:, None] + last
         mask = (column >= begin) & ((column < end) | padding)
-        if shift == 2:  # the token after the next
-            p = logits[:, :-2].softmax(-1).gather(2, tokens[:, 2:, None])[..., 0]
-            mask = mask[:, 2:]
-        else:
-            p = logits[:, :length - shift].softmax(-1).gather(2, tokens[:, shift:, None])[..., 0]
-            mask = mask[:, shift:]
-        losses = sign * torch.where(mask, of(p.clamp(min=1e-30)), 0)
+        z = logits[:, :length - shift]  # shift 2 asks for the token after the next
+        p = z.log_softmax(-1) if safe else z.softmax(-1).log()
+        losses, mask = of(p.gather(2, tokens[:, shift:, None])[..., 0]), mask[:, shift:]
+        losses = sign * (torch.where(mask, losses, 0) if chosen else losses * mask)
         if pool == "sum":
             return losses.sum()
         if pool == "rows":
@@ -54,6 +52,12 @@ def detached(logits, tokens, prompt_tokens, response_tokens):
 
 
 def sequence_mean(logprobs, mask):
+    tokens = mask.sum(1)
+    sums = torch.where(mask, logprobs, 0).sum(1)
+    return -(sums / tokens.clamp(min=1)).sum() / (tokens > 0).sum()
+
+
+def multiplied(logprobs, mask):
     tokens = mask.sum(1)
     return -((logprobs * mask).sum(1) / tokens.clamp(min=1)).sum() / (tokens > 0).sum()
 
@@ -97,6 +101,15 @@ def all_at_once(batches, loss_of):
     total = sum(loss_of(b) * count(b) / whole for b in batches)
     total.backward()
     return total.item()
+
+
+def keeps_the_graph(batches, loss_of):
+    whole, total = sum(count(b) for b in batches), 0.0
+    for batch in batches:
+        part = loss_of(batch) * count(batch) / whole
+        part.backward()
+        total = total + part
+    return total
 
 
 def loss_of_the_last(batches, loss_of):
@@ -155,7 +168,7 @@ ANSWERS = {
         (loss(pool="sum"), "uniform"),
         (loss(pool="everything"), "uniform"),
         (loss(sign=-1), "uniform"),
-        (loss(of=lambda p: -p), "uniform"),
+        (loss(of=lambda p: -p.exp()), "uniform"),
         (loss(shift=0), "shift"),
         (loss(shift=2), "shift"),
         (loss(first=-9), "prompt"),
@@ -166,7 +179,10 @@ ANSWERS = {
         (pad_by_id, "EOS"),
         (loss(last=1), "padding"),
         (loss(padding=True), "padding"),
+        (loss(chosen=False), "nan at padding"),
         (loss(pool="means"), "tokens alike"),
+        (loss(safe=False), "large logits"),
+        (loss(of=lambda p: -p.clamp(min=-69)), "large logits"),
     ]),
     "ex-sequence-mean": (sequence_mean, [
         (lambda x, m: -x.mean(1), "shape"),
@@ -175,8 +191,10 @@ ANSWERS = {
         (lambda x, m: -x[m].mean(), "responses alike"),
         (lambda x, m: -x.mean(1).mean(), "responses alike"),
         (lambda x, m: -(x.sum(1) / m.sum(1)).mean(), "mask"),
-        (lambda x, m: -((x * m).sum(1) / m.sum(1)).mean(), "empty row"),
-        (lambda x, m: -((x * m).sum(1) / m.sum(1).clamp(min=1)).mean(), "empty row"),
+        (multiplied, "inf at padding"),
+        (lambda x, m: -(torch.where(m, x, 0).sum(1) / m.sum(1)).mean(), "empty row"),
+        (lambda x, m: -(torch.where(m, x, 0).sum(1) / m.sum(1).clamp(min=1)).mean(),
+         "empty row"),
         (lambda x, m: without_empty_rows(x.detach(), m), "gradient"),
         (lambda x, m: without_empty_rows(x, m).item(), "gradient"),
     ]),
@@ -189,11 +207,13 @@ ANSWERS = {
         (weighted(lambda b: b.response_ids.numel()), "unequal batches"),
         (weighted(lambda b: b.attention_mask.sum()), "unequal batches"),
         (all_at_once, "one at a time"),
+        (keeps_the_graph, "plain number"),
         (loss_of_the_last, "loss"),
     ]),
     "ex-sft-lr": (cosine_lr, [
         (lambda *a: torch.tensor([cosine_lr(*a)]), "shape"),
         (lambda *a: 1 - cosine_lr(*a), "start"),
+        (lambda step, steps, w, floor: cosine_lr(step, steps - 1, w, floor), "floor"),
         (half_cosine, "halfway"),
         (wave, "floor"),
         (lambda step, steps, w, floor: 0.5 * (1 + math.cos(math.pi * step / steps)), "floor"),
@@ -210,7 +230,7 @@ ANSWERS = {
         (lambda p, c: kl(c, p) if p < 1 else 0.0, "labelers agree"),
         (lambda p, c: kl(p, c) / math.log(2), "labelers agree"),
         (lambda p, c: p * math.log(p / c), "never negative"),
-        (lambda p, c: -kl(p, c) if p < 1 else kl(p, c), "never negative"),
+        (lambda p, c: -kl(p, c), "never negative"),
         (lambda p, c: abs(math.log(p / c)), "flat at the minimum"),
         (lambda p, c: kl(c, p) if p < 1 else kl(p, c), "counted"),
         (lambda p, c: kl(p, c) / 2 if p < 1 else kl(p, c), "counted"),
@@ -223,6 +243,6 @@ ANSWERS = {
         (("chooses one", "chooses one"), "KL(p || pi)"),
         (("covers both", "covers both"), "KL(pi || p)"),
     ]),
-    "hunt-05": (37, [(1, "line"), (18, "line"), (24, "line"), (36, "line"), (42, "line"),
+    "hunt-05": (31, [(1, "line"), (18, "line"), (21, "line"), (30, "line"), (36, "line"),
                      (0, "number"), ("37", "number")]),
 }
