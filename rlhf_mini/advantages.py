@@ -52,7 +52,7 @@ def compute_gae(
     Returns:
         advantages (B, T) and returns (B, T), both 0 where the mask is False.
 
-    Source: Schulman et al. 2015 (arXiv 1506.02438), equation 16.
+    Source: Schulman et al. 2016 (arXiv 1506.02438), equation 16.
     """
     values = torch.where(response_mask, values, 0)
     rewards = torch.where(response_mask, rewards, 0)

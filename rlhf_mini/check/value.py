@@ -115,6 +115,11 @@ def whiten(f: Callable) -> Generator[Property, None, str]:
     yield ("equal entries", close(f(torch.full((2, 3), 0.7), full), torch.zeros(2, 3), 1e-2),
            "Where all advantages are equal there is nothing to scale, and division by a spread of "
            "0 gives nan. What is added to the variance, and why is it so small?")
+    tiny = 1e-4 * small
+    spread = (tiny.var(unbiased=False) + 1e-8).sqrt()
+    yield ("small spread", close(f(tiny, full), (tiny - tiny.mean()) / spread, 1e-3),
+           "These advantages differ by some ten-thousandths only, so what is added below the "
+           "fraction shows. Is it as small as the task says, and is it added to the variance?")
     return "You have written masked_whiten of rlhf_mini/tensors.py."
 
 
@@ -178,7 +183,8 @@ def explained_variance(f: Callable) -> Generator[Property, None, str]:
            "A critic that says every return beforehand leaves no variance: 1.")
     full, row = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[1.0, -2.0, 4.0, 1.0]])
     yield ("constant critic", close(f(torch.full((1, 4), 1.0), row, full), 0.0),
-           "A critic that always says the same explains nothing: 0, even if it knows the mean.")
+           "A critic that always says the same explains nothing: 0, whichever number it says. With "
+           "a mean squared error instead of a variance it would depend on the number.")
     yield ("a shift", close(f(row + 5, row, full), 1.0),
            "A critic that is wrong by the same amount everywhere has explained all differences. "
            "Variances do not see a shift; a mean squared error does.")

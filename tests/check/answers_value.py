@@ -95,6 +95,11 @@ ANSWERS = {
         (whitened(lambda x, m: (x * m).sum() / m.sum(), masked_var, x=lambda x, m: x * m),
          "infinity at padding"),
         (whitened(masked_mean, masked_var, eps=0.0), "equal entries"),
+        (whitened(masked_mean, masked_var, eps=1e-6), "small spread"),
+        (whitened(masked_mean, masked_var, eps=1e-5), "small spread"),
+        (whitened(masked_mean, masked_var, eps=1e-4), "small spread"),
+        (whitened(masked_mean, lambda x, m: (masked_var(x, m).sqrt() + 1e-8) ** 2, eps=0.0),
+         "small spread"),
     ]),
     "ex-value-loss": (lambda *a: value_loss(*a)[0], [
         (lambda *a: value_loss(*a), "shape"),
