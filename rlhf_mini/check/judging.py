@@ -90,6 +90,13 @@ def interval(f: Callable) -> Generator[Property, None, str]:
     yield ("width", close((high - low) / width, 1.0, 0.04),
            "For this many prompts the interval should be about two times 1.96 standard errors "
            "wide. Is each resample as large as the test set, and do 95 % of them lie inside?")
+    noisy = rng.exponential(size=(100, 6)), 0.1 * rng.normal(size=(100, 6))
+    mean, error = (noisy[0] - noisy[1]).mean(), (noisy[0] - noisy[1]).mean(1).std() / 10
+    low, high = (float(x) for x in f(*noisy, 4000))
+    yield ("all samples", low < mean < high and close((high - low) / (3.92 * error), 1.0, 0.05),
+           "Six different responses to each prompt, and one gain per prompt: that of the means "
+           "over all six. Around the mean of these gains the interval should be about four "
+           "standard errors wide, no less and no more.")
     rare = np.zeros((40, 1))
     rare[:2] = 1
     low, high = (float(x) for x in f(rare, 0 * rare, 1000))

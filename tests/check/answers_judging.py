@@ -36,6 +36,16 @@ def bootstrap(ours, theirs, resamples, *, paired=True, flat=False, mean=True, en
     return np.percentile(gains.mean(1) if mean else gains, ends)
 
 
+def drawn_twice(ours, theirs, resamples):
+    """Draw prompts, then samples again inside of each prompt."""
+    rng = np.random.default_rng(0)
+    gain = ours - theirs
+    n, count = gain.shape
+    rows = rng.integers(n, size=(resamples, n, 1))
+    return np.percentile(gain[rows, rng.integers(count, size=(resamples, n, count))].mean((1, 2)),
+                         [2.5, 97.5])
+
+
 def normal(ours, theirs, resamples):
     x = (ours - theirs).mean(1)
     half = 1.96 * x.std() / len(x) ** 0.5
@@ -92,6 +102,13 @@ ANSWERS = {
         (lambda a, b, n: bootstrap(a, b, n, mean=False), "width"),
         (lambda a, b, n: bootstrap(a, b, n, ends=(5, 95)), "width"),
         (lambda a, b, n: bootstrap(a, b, n, size=100), "width"),
+        (lambda a, b, n: bootstrap(a[:, :1], b[:, :1], n), "all samples"),
+        (lambda a, b, n: bootstrap(a[:, -1:], b[:, -1:], n), "all samples"),
+        (lambda a, b, n: bootstrap(np.median(a, 1)[:, None], np.median(b, 1)[:, None], n),
+         "all samples"),
+        (lambda a, b, n: bootstrap(np.median(a - b, 1)[:, None], 0 * a[:, :1], n), "all samples"),
+        (lambda a, b, n: bootstrap(a.max(1)[:, None], b.max(1)[:, None], n), "all samples"),
+        (drawn_twice, "all samples"),
         (normal, "range"),
     ]),
     "ex-zero-shot": (score, [
