@@ -190,7 +190,7 @@ def close(got: Any, expected: Any, tolerance: float = 1e-5) -> bool:
     Args:
         got: what the learner made: any shape, or not even a tensor.
         expected: a tensor of any shape, a number, or lists of them.
-        tolerance: of an entry, times the larger of 1 and its size.
+        tolerance: of an entry, times 1 plus its size.
     """
     try:
         a, b = (torch.as_tensor(x).detach().double() for x in (got, expected))
