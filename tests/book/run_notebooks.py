@@ -6,9 +6,10 @@
 
 Makes a wheel and a new environment in a temporary folder, copies the notebooks there, and runs them
 two at a time, each in a kernel of its own. Prints the seconds until something is to be seen and in
-all. Without names it runs all notebooks with solutions, and those for students that hold checks;
-the others are the same with cells left out. In a student's notebook every check must say that its
-exercise is not written yet; in one with solutions it must then say that all properties hold.
+all. Without names it runs each page once: for students where it has checks of exercises, otherwise
+with solutions (`make book` runs all cells of all pages, solutions included). In a student's notebook
+every check must say that its exercise is not written yet; in one with solutions it must then say
+that all properties hold.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def main() -> int:
     if args.inside:
         print(run_one(args.inside))
         return 0
-    names, failed = args.names or sorted(
-        str(p.relative_to(NOTEBOOKS).with_suffix("")) for p in NOTEBOOKS.rglob("*.ipynb")
-        if p.parent.name == "solutions" or "check(\\" in p.read_text(encoding="utf-8")), 0
+    names, failed = args.names or [
+        p.stem if 'check(\\"' in p.read_text(encoding="utf-8") else f"solutions/{p.stem}"
+        for p in sorted(NOTEBOOKS.glob("*.ipynb"))], 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         python = install(folder)
