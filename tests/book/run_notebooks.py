@@ -7,7 +7,7 @@
 Makes a wheel and a new environment in a temporary folder, copies the notebooks there, and runs them
 two at a time, each in a kernel of its own. Prints the seconds until something is to be seen and in
 all. Without names it runs each page once: for students where it has checks of exercises, otherwise
-with solutions (`make book` runs all cells of all pages, solutions included). In a student's notebook
+with solutions (`make book` runs all cells of all pages). In a student's notebook
 every check must say that its exercise is not written yet; in one with solutions it must then say
 that all properties hold.
 """
