@@ -4,8 +4,9 @@ r"""Run every shell command that the README and the pages of the book print.
     python tests/book/commands.py --install    # only those that install, in a new environment
 
 A block of commands runs as it is printed, with three stand-ins so that it takes seconds and no
-network: `rlhf-mini` and `torchrun` get `--preset smoke` behind their own options, a folder `gpt2`
-with a small random model stands for the hub's, and made-up lines for the data that a reader brings.
+network: `rlhf-mini` and `torchrun` get `--preset smoke` behind their own options (a study also
+`--seeds 2`), a folder `gpt2` with a small random model stands for the hub's, and made-up lines for
+the data that a reader brings.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ SHIM = """#!/usr/bin/env bash
 case "$1" in
   chat) printf 'Good morning!\\n\\n' | {python} -m rlhf_mini "$@" ;;
   report | -*) exec {python} -m rlhf_mini "$@" ;;
+  experiment) exec {python} -m rlhf_mini "$@" --preset smoke --seeds 2 ;;
   *) exec {python} -m rlhf_mini "$@" --preset smoke ;;
 esac
 """
