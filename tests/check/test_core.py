@@ -83,6 +83,8 @@ def test_errors_are_those_of_the_learner(doubled):
     report = check("ex-doubled", divides)
     assert report.failed == "error" and "`return x / (0 // 0)`" in report.text
     assert "Your code stopped in divides (line " in report.text and "ZeroDiv" in report.text
+    missing = check("ex-doubled", lambda x: x.long().softmax(-1))
+    assert missing.failed == "error" and "not implemented for" in missing.text
     inside_torch = check("ex-doubled", lambda x: torch.cat([x, "x"]))
     assert "Your code stopped in <lambda>" in inside_torch.text
     assert "a form that this check cannot read" in check("ex-doubled", lambda: 1).text
