@@ -80,3 +80,12 @@ def test_on_the_built_page_stubs_fail_politely_and_solutions_hold(page):
         assert f"\n{found['label']}: not written yet." in text.replace("<pre>", "\n") \
             .replace("<span></span>", "")
         assert f"{found['label']}: all properties hold (" in text
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_the_card_adds_up_the_minutes_of_the_exercises(page):
+    minutes = sum(int(one["body"].split(" · ")[1].split()[0]) for one in exercises_of(page))
+    words = f"about {minutes} minutes for all of them"
+    assert words in notebooks.convert(page)
+    if (built := SITE / f"{page}.html").exists():
+        assert words in built.read_text(encoding="utf-8")
