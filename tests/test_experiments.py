@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +181,23 @@ def test_what_is_kept_depends_on_all_that_made_it(lab):
     others = [lab.keep("thing", {"a": 2}, make), lab.keep("other", {"a": 1}, make),
               Lab(lab.run, 1, lab.folder).keep("thing", {"a": 1}, make)]
     assert len({first, *others}) == len(made) == 4
+
+
+def keep_slowly(lab: Lab) -> str:
+    """Keep a result that takes a while; runs in a process of its own."""
+    def make(folder: Path) -> None:
+        (folder / "thing").write_text("whole")
+        time.sleep(1)
+        with (lab.folder / "made").open("a") as file:
+            file.write("once ")
+    return (lab.keep("thing", {}, make) / "thing").read_text()
+
+
+def test_one_of_several_processes_makes_a_result_and_the_others_wait(lab):
+    lab.folder.mkdir()
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(keep_slowly, [lab] * 3)) == ["whole"] * 3
+    assert (lab.folder / "made").read_text() == "once "
 
 
 def test_judging_sft_against_itself_finds_no_gain(lab):

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from torch import Tensor
 
 from rlhf_mini.config import EvaluationConfig, PPOConfig, RewardConfig, override
@@ -83,6 +84,8 @@ class Lab:
     def keep(self, name: str, settings: object, make: Callable[[Path], None]) -> Path:
         """Return the folder of a result, made now unless it was made before.
 
+        Of several processes that ask for it at the same time one makes it and the others wait.
+
         Args:
             name: begins the folder's name.
             settings: all that the result depends on, besides the seed and the SFT model.
@@ -91,9 +94,10 @@ class Lab:
         state = finished_stage(self.policy)
         mark = fingerprint(name, self.seed, state["fingerprint"], settings)
         path = self.folder / f"{name}-{mark[:16]}"
-        if not recover_directory(path):
-            with atomic_directory(path) as partial:
-                make(partial)
+        with FileLock(self.folder / f".{path.name}.lock"):
+            if not recover_directory(path):
+                with atomic_directory(path) as partial:
+                    make(partial)
         return path
 
     # ---- rankings ------------------------------------------------------------------------------
