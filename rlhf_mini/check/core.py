@@ -21,6 +21,7 @@ Property = tuple[str, bool, str]
 # Yields properties in the order in which a learner should meet them; may return a closing remark.
 Checker = Callable[[Any], Generator[Property, None, str | None]]
 EXERCISES: dict[str, Checker] = {}
+WORDS = ("rises", "falls", "stays")  # what a learner predicts of a number
 WIDTH = 76  # characters of a printed line: what fits into the box of an exercise
 CHECKS = str(Path(__file__).parent)
 LIBRARIES = r"[/\\](site-packages|dist-packages|rlhf_mini)[/\\]"
@@ -226,6 +227,31 @@ def finite(got: Any) -> bool:
     if isinstance(got, torch.Tensor):
         return bool(torch.isfinite(got).all())
     return isinstance(got, int | float) and math.isfinite(got)
+
+
+def worded(answer: Any, *counts: int) -> bool:
+    """Whether an answer is a list of words, each one of `WORDS`, or a list of such lists.
+
+    Args:
+        answer: what the learner predicts.
+        counts: how many words there should be, or how many rows and how many words in each.
+    """
+    if not counts:
+        return isinstance(answer, str) and answer in WORDS
+    return isinstance(answer, list | tuple) and len(answer) == counts[0] and all(
+        worded(part, *counts[1:]) for part in answer)
+
+
+def moved(before: float, after: float, least: float = 1e-9) -> str:
+    """Return what a number did, in one of `WORDS`.
+
+    Args:
+        before: the number.
+        after: the same number, later.
+        least: a change that is not larger counts as none.
+    """
+    change = after - before
+    return "stays" if abs(change) <= least else "rises" if change > 0 else "falls"
 
 
 def gradient(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

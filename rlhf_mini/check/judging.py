@@ -10,8 +10,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from rlhf_mini.check.core import Property, close, exercise, shaped
-from rlhf_mini.check.rounds import moves, read_words
+from rlhf_mini.check.core import Property, close, exercise, moved, shaped, worded
 
 
 def _numbers(got: object, count: int) -> bool:
@@ -219,7 +218,8 @@ def _measure(outcomes: np.ndarray) -> tuple[float, float, float]:
 @exercise("ex-eval-predict")
 def predict(answer: object) -> Generator[Property, None, str]:
     """Four changes of an evaluation, three measures: a list of four triples of words."""
-    yield read_words(answer, 4)
+    yield ("form", worded(answer, 4, 3), "Expected a list of 4 rows, one for each change, each of "
+           "three words, and every word one of: rises, falls, stays.")
     outcomes = np.repeat([1.0, 0.5, 0.0], [100, 60, 40])[:, None]  # one response per prompt
     tossed = np.repeat([1.0, 0.0], [130, 70])[:, None]
     changes = {
@@ -235,5 +235,7 @@ def predict(answer: object) -> Generator[Property, None, str]:
         "coin": (tossed, "A coin gives half of the ties to each side. What did a tie count before, "
                  "in either rate, and how far from the mean is an outcome now?")}
     for row, (name, (changed, meaning)) in zip(answer, changes.items(), strict=True):
-        yield name, list(row) == moves(_measure(outcomes), _measure(changed)), meaning
+        truth = [moved(1, b / a, 0.01) for a, b in
+                 zip(_measure(outcomes), _measure(changed), strict=True)]
+        yield name, list(row) == truth, meaning
     return "The win rate feels ties that say nothing; the rate without ties feels how ties end."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
-from rlhf_mini.check.core import Property, close, exercise, finite, gradient, shaped
+from rlhf_mini.check.core import Property, close, exercise, finite, gradient, moved, shaped, worded
 
 Steps = Generator[Property, None, str]
 # The six answers of the chapter: how often the reference gives them, and their scores.
@@ -231,10 +231,8 @@ def two_leashes(f: Callable) -> Steps:
 @exercise("ex-kl-predict")
 def predict(answer: object) -> Steps:
     """What five changes do to the KL of the optimum: a list of five words."""
-    words = ("falls", "stays", "rises")
-    given = list(answer) if isinstance(answer, list | tuple) else []
-    yield ("five words", len(given) == 5 and all(word in words for word in given),
-           f"Expected a list of five words, each one of {', '.join(words)}.")
+    yield ("five words", worded(answer, 5),
+           "Expected a list of five words, each one of falls, stays, rises.")
 
     def distance(scores: Tensor, beta: float) -> float:
         return _kl(_optimum(scores, REF, beta), REF)
@@ -251,7 +249,6 @@ def predict(answer: object) -> Steps:
         (raised(5), 0.5, "Compare the score of this answer with the mean score under the optimum, "
          "not its probability with the reference's. Are the two drawn apart, or together?")]
     for i, (scores, beta, meaning) in enumerate(changes):
-        change = distance(scores, beta) - distance(SCORES, 0.5)
-        truth = words[1 + (change > 1e-9) - (change < -1e-9)]
-        yield f"change {i + 1}", given[i] == truth, meaning
+        truth = moved(distance(SCORES, 0.5), distance(scores, beta))
+        yield f"change {i + 1}", answer[i] == truth, meaning
     return "More differences between scores, measured in units of beta, mean more distance."

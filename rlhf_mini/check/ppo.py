@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor, nn
 
-from rlhf_mini.check.core import Property, close, exercise, finite, gradient, shaped
+from rlhf_mini.check.core import Property, close, exercise, finite, gradient, moved, shaped, worded
 from rlhf_mini.check.minibatch import Problem
 
 Steps = Generator[Property, None, str]
@@ -249,12 +249,10 @@ def _iteration(epochs: int) -> list[float]:
 @exercise("ex-ppo-epochs")
 def epochs(answer: object) -> Steps:
     """What more epochs over one rollout do to six logged numbers: a list of six words."""
-    words = ["falls", "stays", "rises"]
-    yield ("six words", isinstance(answer, list | tuple) and len(answer) == 6 and
-           all(word in words for word in answer),
+    yield ("six words", worded(answer, 6),
            'Expected a list of six words, each of them "rises", "falls" or "stays".')
     few, many = _iteration(1), _iteration(6)
-    truth = [words[1 + (b > a + 1e-6) - (b < a - 1e-6)] for a, b in zip(few, many, strict=True)]
+    truth = [moved(a, b, 1e-6) for a, b in zip(few, many, strict=True)]
     why = {
         "score": "The score is logged of the rollout, which was sampled before any epoch.",
         "first ratio error": "It is taken in the first minibatch. How many steps came before it?",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
-from rlhf_mini.check.core import Property, close, exercise, finite, gradient, shaped
+from rlhf_mini.check.core import Property, close, exercise, finite, gradient, moved, shaped, worded
 
 
 def _draw(*shape: int, seed: int = 6) -> Tensor:
@@ -264,8 +264,7 @@ def plackett_luce(f: Callable) -> Generator[Property, None, str]:
 @exercise("ex-two-opinions")
 def two_opinions(answer: object) -> Generator[Property, None, str]:
     """What a second judge does to the accuracy of the sum: a word for each of three judges."""
-    words = list(answer) if isinstance(answer, tuple | list) else []
-    yield ("form", len(words) == 3 and all(w in ("rises", "falls", "stays") for w in words),
+    yield ("form", worded(answer, 3),
            "Expected three words, one for each second judge: \"rises\", \"falls\" or \"stays\".")
     gold, mine, theirs = _draw(3, 4000)
     first = gold + mine
@@ -281,8 +280,7 @@ def two_opinions(answer: object) -> Generator[Property, None, str]:
                 "standard deviation make of the units?",
                 "Nothing that a coin says has to do with the quality of a response, but it is "
                 "added with the same weight.")
-    for (name, second), word, meaning in zip(others.items(), words, meanings, strict=True):
-        change = right(first / first.std() + second / second.std()) - right(first)
-        yield (name, word == ("stays" if abs(change) < 0.01 else
-                              "rises" if change > 0 else "falls"), meaning)
+    for (name, second), word, meaning in zip(others.items(), answer, meanings, strict=True):
+        truth = moved(right(first), right(first / first.std() + second / second.std()), 0.01)
+        yield name, word == truth, meaning
     return "The solution holds these three cases against the judges of this page."

@@ -7,9 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from rlhf_mini.check.core import Property, close, exercise, finite, shaped
-
-WORDS = ("rises", "falls", "stays")
+from rlhf_mini.check.core import Property, close, exercise, finite, moved, shaped, worded
 
 
 def _responses(prompts: int = 4, k: int = 5, seed: int = 11) -> tuple[np.ndarray, np.ndarray]:
@@ -136,31 +134,6 @@ def more_or_elsewhere(f: Callable) -> Generator[Property, None, str]:
 # ---- predict -----------------------------------------------------------------------------------
 
 
-def read_words(answer: object, rows: int) -> Property:
-    """Return the property "form": that many rows of three of the words of `WORDS`.
-
-    Args:
-        answer: what the learner predicts.
-        rows: how many changes were asked about.
-    """
-    good = isinstance(answer, list | tuple) and len(answer) == rows and all(
-        isinstance(row, list | tuple) and len(row) == 3 and all(w in WORDS for w in row)
-        for row in answer)
-    return ("form", good, f"Expected a list of {rows} rows, one for each change, each of three "
-            f"words, and every word one of: {', '.join(WORDS)}.")
-
-
-def moves(before: tuple[float, ...], after: tuple[float, ...]) -> list[str]:
-    """Return how each number moved, in words; less than one per cent is no move.
-
-    Args:
-        before: three numbers above 0.
-        after: the same three, later.
-    """
-    return [WORDS[2] if abs(b / a - 1) < 0.01 else WORDS[int(b < a)]
-            for a, b in zip(before, after, strict=True)]
-
-
 def measure(r: np.ndarray, g: np.ndarray) -> tuple[float, float, float]:
     """Return exchange rate, accuracy against gold and spread of scores r, gold g (prompts, K)."""
     dr, dg = (x[:, :, None] - x[:, None, :] for x in (r, g))
@@ -171,7 +144,8 @@ def measure(r: np.ndarray, g: np.ndarray) -> tuple[float, float, float]:
 @exercise("ex-again-predict")
 def predict(answer: object) -> Generator[Property, None, str]:
     """Four changes of the scores, three measures: a list of four triples of words."""
-    yield read_words(answer, 4)
+    yield ("form", worded(answer, 4, 3), "Expected a list of 4 rows, one for each change, each of "
+           "three words, and every word one of: rises, falls, stays.")
     rng = np.random.default_rng(0)
     r, g = _responses(600, 6)
     same = np.repeat(r[:, :1], 6, axis=1), np.repeat(g[:, :1], 6, axis=1)
@@ -187,5 +161,7 @@ def predict(answer: object) -> Generator[Property, None, str]:
                        "What does a prompt whose responses are all one text add to the covariance, "
                        "to the variance, to the pairs with a better and a worse one?")}
     for row, (name, (changed, meaning)) in zip(answer, changes.items(), strict=True):
-        yield name, list(row) == moves(measure(r, g), measure(*changed)), meaning
+        truth = [moved(1, b / a, 0.01) for a, b in
+                 zip(measure(r, g), measure(*changed), strict=True)]
+        yield name, list(row) == truth, meaning
     return "Only the accuracy is blind to the unit; only the spread sees prompts of one text."

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from rlhf_mini.check.core import Property, close, exercise, finite, gradient, shaped
+from rlhf_mini.check.core import Property, close, exercise, finite, gradient, moved, shaped, worded
 from rlhf_mini.ppo import policy_loss
 
 Steps = Generator[Property, None, str]
@@ -282,10 +282,8 @@ def clipped_loss(f: Callable) -> Steps:
 @exercise("ex-theory-dragged")
 def dragged(answer: object) -> Steps:
     """What one more step does to three tokens: a list of three words."""
-    words = ("rises", "falls", "stays")
-    given = list(answer) if isinstance(answer, list | tuple) else []
-    yield ("three words", len(given) == 3 and all(word in words for word in given),
-           f"Expected a list of three words, each one of {', '.join(words)}.")
+    yield ("three words", worded(answer, 3),
+           "Expected a list of three words, each one of rises, falls, stays.")
     old, now = torch.tensor([[0.40, 0.40, 0.20], [0.60, 0.36, 0.04]]).double()
     signs = torch.tensor([[1.0], [-1.0]]).double()
 
@@ -294,13 +292,13 @@ def dragged(answer: object) -> Steps:
         return policy_loss(logprobs, old.log()[:2, None], signs, signs != 0, 0.2)[0]
 
     after = (now.log() - 0.1 * gradient(loss, now.log())).softmax(-1)
-    truth = [words[int(b < a)] for a, b in zip(now.tolist(), after.tolist(), strict=True)]
-    yield ("bad token", given[1] == truth[1],
+    truth = [moved(a, b) for a, b in zip(now.tolist(), after.tolist(), strict=True)]
+    yield ("bad token", answer[1] == truth[1],
            "The bad token is inside the range. What does its term of the loss do?")
-    yield ("clipped token", given[0] == truth[0],
+    yield ("clipped token", answer[0] == truth[0],
            "It is true that the good token's own term has no gradient. But its logit stands in the "
            "softmax of the other one.")
-    yield ("token nobody sampled", given[2] == truth[2],
+    yield ("token nobody sampled", answer[2] == truth[2],
            "Its logit moves by very little; that of another token moves by much, and all share "
            "one softmax. Compare the change of its logit with the mean change.")
     return "The clip leaves a token alone. It does not hold it, and it does not see the others."

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from rlhf_mini.check.core import Property, close, exercise, finite, gradient, shaped
+from rlhf_mini.check.core import Property, close, exercise, finite, gradient, moved, shaped, worded
 
 
 def _random(*shape: int, scale: float = 1.0) -> Tensor:
@@ -210,10 +210,6 @@ def heated_token(f: Callable) -> Generator[Property, None, str]:
     return "It is how far the token's logit lies from the mean logit that decides."
 
 
-def _direction(before: float, after: float) -> str:
-    return "stays" if math.isclose(before, after) else "rises" if after > before else "falls"
-
-
 def _mean_length(p: Tensor, tau: float) -> float:
     """Mean tokens of a response where EOS, token 0, has the same chance at each step."""
     return float(1 / (p.log() / tau).softmax(-1)[0])
@@ -222,20 +218,18 @@ def _mean_length(p: Tensor, tau: float) -> float:
 @exercise("ex-heated-length")
 def heated_length(words: object) -> Generator[Property, None, str]:
     """Three words: what the mean length does for three changes of the decoding."""
-    allowed = ("rises", "falls", "stays")
-    fits = isinstance(words, tuple | list) and len(words) == 3 and all(w in allowed for w in words)
-    yield "form", fits, 'Expected three words, each "rises", "falls" or "stays".'
+    yield "form", worded(words, 3), 'Expected three words, each "rises", "falls" or "stays".'
     toy = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
-    yield ("three tokens", words[0] == _direction(_mean_length(toy, 1), _mean_length(toy, 2)),
+    yield ("three tokens", words[0] == moved(_mean_length(toy, 1), _mean_length(toy, 2)),
            "Where does great heat lead? Compare the chance of EOS now with its chance when all "
            "three tokens are equally likely.")
     town = torch.tensor([0.3] + 700 * [0.001], dtype=torch.float64)
-    yield ("many words", words[1] == _direction(_mean_length(town, 1), _mean_length(town, 2)),
+    yield ("many words", words[1] == moved(_mean_length(town, 1), _mean_length(town, 2)),
            "EOS is as likely as before, but it now has 700 rivals, each of them small. Write down "
            "the chance of EOS at temperature 2: a root over a sum of roots.")
     sampled = sum(0.7**t for t in range(6))
     greedy = 6.0 if int(toy.argmax()) != 0 else 1.0
-    yield ("greedy", words[2] == _direction(sampled, greedy),
+    yield ("greedy", words[2] == moved(sampled, greedy),
            "Greedy decoding does not take EOS three times in ten. Which token does it take, at the "
            "first step and at all others?")
     return "A temperature acts on the chance of EOS like on that of any other token."

@@ -108,6 +108,22 @@ def test_comparisons_never_raise():
     assert not core.close(float("nan"), 1.0) and core.finite(1) and not core.finite(float("inf"))
 
 
+def test_lists_of_words_are_read_without_raising():
+    assert core.worded(["rises", "falls"], 2) and core.worded(("stays",), 1)
+    assert core.worded([("stays", "falls"), ["rises", "rises"]], 2, 2)
+    for odd in ("rises", ["rises"], ["rises", "up"], ["rises", ["falls"]], ["rises", None], None,
+                ["rises", "falls", "stays"], {"rises", "falls"}, ["stays", np.array(["a"] * 2)]):
+        assert core.worded(odd, 2) is False
+    assert not core.worded([["rises"], ["up"]], 2, 1) and not core.worded(["rises"] * 2, 2, 1)
+
+
+def test_a_number_moves_if_it_moves_enough():
+    assert [core.moved(1.0, after) for after in (1.5, 0.5, 1.0, 1 + 1e-12)] == [
+        "rises", "falls", "stays", "stays"]
+    assert [core.moved(-1.0, after, 0.1) for after in (-0.8, -1.2, -1.05)] == [
+        "rises", "falls", "stays"]
+
+
 def test_a_gradient_that_is_not_there_is_zero():
     x = torch.tensor([1.0, 2.0])
     assert core.gradient(lambda t: t**2, x).tolist() == [2.0, 4.0]
