@@ -281,6 +281,25 @@ def test_it_fits_a_phone(browser, home, name):
 
 
 @every
+def test_labels_keep_clear_of_dots_and_arrows(browser, home, name):
+    open_page(browser, home, name, 360)
+    hit = browser.evaluate("""(() => {
+      const svg = document.querySelector("svg[role=img]"), hit = [];
+      const labels = [...svg.querySelectorAll(".label")].filter(one => one.textContent);
+      const others = [...svg.querySelectorAll("g > circle, g > path:not([class])")];
+      for (const label of labels) for (const other of [...labels, ...others]) {
+        const [a, b] = [label, other].map(one => one.getBoundingClientRect());
+        const beside = Math.max(a.left - b.right, b.left - a.right);
+        const above = Math.max(a.top - b.bottom, b.top - a.bottom) + 3;  // no letter fills its line
+        if (label !== other && Math.max(beside, above) < 0)
+          hit.push(label.textContent + " on " + (other.textContent || other.tagName));
+      }
+      return hit;
+    })()""")
+    assert not hit
+
+
+@every
 def test_print_hides_the_controls(browser, home, name):
     open_page(browser, home, name)
     browser.call("Emulation.setEmulatedMedia", media="print")

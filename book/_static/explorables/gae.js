@@ -62,6 +62,6 @@ Explorables.add("gae", {
     return `With λ = ${fixed(p.lambda)} and γ = ${fixed(p.gamma)} token ${p.token}, `
       + `“${tokens[t].trim()}”, has the advantage ${fixed(advantages[t])} and the return `
       + `${fixed(returns[t])}; looking to the end has the weight ${fixed(weights.at(-1))}; `
-      + `the largest advantage, ${fixed(advantages[most])}, is that of “${tokens[most].trim()}”.`;
+      + `the advantage furthest from 0, ${fixed(advantages[most])}, is that of “${tokens[most].trim()}”.`;
   },
 });

@@ -35,8 +35,8 @@ Explorables.add("ranking", {
   draw(picture, {scores, pairs, gradient}, p, {names}) {
     const {fixed} = Explorables;
     const [left, right] = picture.panels([
-      {title: "score, and its gradient", x: [-0.6, names.length - 0.2], y: [-5.5, 5.5],
-       xTicks: names.map((name, i) => [i, name]), xLabel: "response, best first"},
+      {title: "score, and its gradient", x: [-0.6, names.length - 0.4], y: [-6.5, 6.5],
+       yTicks: [-6, -3, 0, 3, 6], xTicks: names.map((name, i) => [i, name]), xLabel: "response, best first"},
       {title: "probability of the labeler's order", x: [-0.6, pairs.length - 0.4], y: [0, 1.1],
        yTicks: [0, 0.5, 1], xLabel: "pair",
        xTicks: pairs.map(([i, j], k) => [k, `${names[i]}≻${names[j]}`])},
@@ -44,9 +44,9 @@ Explorables.add("ranking", {
     left.rule({y: 0});
     scores.forEach((score, i) => {
       const rim = -0.4 * Math.sign(gradient[i]), end = score + rim - 12 * gradient[i];
-      left.arrow(i, score + rim, Math.min(Math.max(end, -5.4), 5.4));
+      left.arrow(i, score + rim, Math.min(Math.max(end, -6.4), 6.4));
       left.dot(i, score, {color: "blue"});
-      left.text(i, score, fixed(gradient[i]), {dx: 12, dy: 4});
+      left.text(i, score, fixed(gradient[i]), {anchor: "middle", dy: gradient[i] < 0 ? 20 : -11});
     });
     pairs.forEach(([, , chance], k) => {
       right.bars([[k, chance]], {color: chance < 0.5 ? "orange" : "green"});
