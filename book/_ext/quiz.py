@@ -6,16 +6,14 @@ formats: lists, then the answers. The format is described in CONTRIBUTING.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from book_forms import MARK, Malformed, questions_of
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.logging import getLogger
 
-MARK = re.compile(r"\(([ x])\)\s+")
-QUESTIONS, CHOICES = range(4, 7), range(3, 5)
 logger = getLogger(__name__)
 
 
@@ -27,87 +25,26 @@ class Tag(nodes.General, nodes.Inline, nodes.TextElement):
     """An HTML element with a name and attributes of its own."""
 
 
-class Malformed(ValueError):
-    """What is wrong with a quiz, and at which node."""
-
-    def __init__(self, node: nodes.Node, what: str):
-        super().__init__(what)
-        self.node = node
-
-
 class QuizDirective(SphinxDirective):
     """Parse the questions as Markdown and check their form."""
 
     has_content = True
 
     def run(self) -> list[nodes.Node]:
+        try:
+            questions = questions_of("\n".join(self.content))
+        except Malformed as error:
+            line = self.lineno + (0 if error.line is None else self.content_offset + error.line + 1)
+            logger.warning("%s", error, location=(self.env.docname, line), type="quiz")
+            return []
         quiz = Quiz()
         self.state.nested_parse(self.content, self.content_offset, quiz)
-        try:
-            check(quiz)
-        except Malformed as error:
-            line = getattr(error.node, "line", None) or self.lineno
-            logger.warning("quiz: %s", error, location=(self.env.docname, line), type="quiz")
-            return []
+        for node, (_, choices) in zip(quiz.children[0].children, questions, strict=True):
+            for choice, (right, _, _) in zip(node.children[-1].children, choices, strict=True):
+                choice["right"] = right
+                first = choice.children[0].children[0]
+                first.parent.replace(first, nodes.Text(MARK.sub("", first, count=1)))
         return [quiz]
-
-
-# ---- the form ----------------------------------------------------------------------------------
-
-
-def check(quiz: Quiz) -> None:
-    """Take the marks off the choices and keep them as `right`.
-
-    Raises:
-        Malformed: says what is wrong and what would be right.
-    """
-    if not quiz.children:
-        raise Malformed(quiz, "is empty; write questions as a numbered list '1. Question?'")
-    for block in quiz.children:
-        if not isinstance(block, nodes.enumerated_list) or block is not quiz.children[0]:
-            raise Malformed(block, "holds something besides its one numbered list of questions; "
-                            "write '1. Question?' and indent all that belongs to it by 3 spaces")
-    questions = quiz.children[0].children
-    if len(questions) not in QUESTIONS:
-        raise Malformed(quiz.children[0], f"has {_count(questions, 'question')}; "
-                        "write 4 to 6")
-    for number, question in enumerate(questions, start=1):
-        _check_question(question, f"question {number}")
-
-
-def _check_question(question: nodes.list_item, name: str) -> None:
-    blocks = question.children
-    if not blocks or not isinstance(blocks[0], nodes.paragraph):
-        raise Malformed(question, f"{name} begins with no text; write '1. Question?'")
-    if not isinstance(blocks[-1], nodes.bullet_list):
-        raise Malformed(blocks[-1], f"{name} does not end with a list of choices; write "
-                        "'   - ( ) A choice.' below it, and its explanation 5 spaces deep")
-    choices = blocks[-1].children
-    if len(choices) not in CHOICES:
-        raise Malformed(blocks[-1], f"{name} has {_count(choices, 'choice')}; write 3 or 4")
-    for letter, choice in _lettered(question):
-        _check_choice(choice, f"choice {letter} of {name}")
-    right = sum(choice["right"] for choice in choices)
-    if right != 1:
-        raise Malformed(blocks[-1], f"{name} has {right} right choices; mark exactly one by (x)")
-
-
-def _check_choice(choice: nodes.list_item, name: str) -> None:
-    text = choice.children[0] if choice.children else None
-    first = next(iter(text.children), None) if isinstance(text, nodes.paragraph) else None
-    mark = MARK.match(first) if isinstance(first, nodes.Text) else None
-    if not mark:
-        raise Malformed(choice, f"{name} has no mark and text; write '( ) A wrong choice.' "
-                        "or '(x) The right choice.'")
-    text.replace(first, nodes.Text(first[mark.end():]))
-    choice["right"] = mark[1] == "x"
-    if not isinstance(next(iter(choice.children[1:]), None), nodes.paragraph):
-        raise Malformed(choice, f"{name} has no explanation; write a sentence below it, after an "
-                        "empty line and 5 spaces deep")
-
-
-def _count(things: list, name: str) -> str:
-    return f"{len(things)} {name}" + "s" * (len(things) != 1)
 
 
 # ---- what is written ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import shutil
 from html import escape
 from pathlib import Path
 
+from book_forms import sum_minutes
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -25,11 +26,6 @@ def exercise_minutes(role, rawtext, text, lineno, inliner, options=None, content
     """Make {exercise-minutes}`page` the sum of the minutes that the page's exercises state."""
     page = Path(inliner.document.settings.env.srcdir) / f"{text}.md"
     return [nodes.Text(str(sum_minutes(page.read_text(encoding="utf-8"))))], []
-
-
-def sum_minutes(text: str) -> int:
-    """Return the sum of the minutes on the cards of a page's exercises."""
-    return sum(map(int, re.findall(r"^\*\w+ · (\d+) minutes · ", text, re.MULTILINE)))
 
 
 class FillRunTimes(SphinxPostTransform):

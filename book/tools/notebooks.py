@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,9 +23,12 @@ from pathlib import Path
 
 import yaml
 from pybtex.database import parse_file
-from quizzes import as_markdown
 
 BOOK = Path(__file__).resolve().parent.parent
+sys.path.append(str(BOOK / "_ext"))
+
+from book_forms import as_markdown, sum_minutes  # noqa: E402
+
 OUT = BOOK / "notebooks"
 FENCE = re.compile(r"^(?P<mark>`{3,}|:{3,}|~{3,})(?:\{(?P<name>[\w:+-]+)\})?(?P<rest>.*)$")
 QUOTES = {"note": "Note", "tip": "Tip", "important": "Important", "warning": "Warning",
@@ -386,8 +390,7 @@ def _role(page: Page, role: str, text: str) -> str:
     if role == "run-time":
         return "at most 3 minutes"
     if role == "exercise-minutes":
-        minutes = re.findall(r"^\*\w+ · (\d+) minutes · ", read(text), re.MULTILINE)
-        return str(sum(map(int, minutes)))
+        return str(sum_minutes(read(text)))
     if role == "eq":
         if text in page.equations:
             return f"({page.equations[text]})"

@@ -13,11 +13,11 @@ for needed in ("myst_nb", "sphinx_book_theme", "yaml", "pybtex", "websocket"):
     pytest.importorskip(needed, reason="needs the extra 'book'")
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
-sys.path[:0] = [str(BOOK / "tools"), str(Path(__file__).parent)]
+sys.path[:0] = [str(BOOK / "_ext"), str(BOOK / "tools"), str(Path(__file__).parent)]
 
+import book_forms  # noqa: E402
 import browse  # noqa: E402
 import notebooks  # noqa: E402
-import quizzes  # noqa: E402
 from quiz_site import GOOD, RIGHT, build, page_of  # noqa: E402
 
 
@@ -177,10 +177,13 @@ def test_a_notebook_has_the_choices_and_folded_answers():
     assert "( )" not in text and "(x)" not in text
 
 
-def test_a_notebook_does_not_lose_a_malformed_quiz():
-    for text in ("Words only.\n", "1. A question?\n\n   * ( ) No.\n"):
-        with pytest.raises(ValueError, match="a numbered list of questions with choices"):
-            quizzes.as_markdown(text)
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_notebook_does_not_lose_a_malformed_quiz(name):
+    quiz, line, what = FAULTS[name]
+    with pytest.raises(book_forms.Malformed, match=re.escape(what)) as raised:
+        book_forms.as_markdown(quiz)
+    if name != "empty":
+        assert quiz.split("\n")[raised.value.line].startswith(line.removesuffix("\n"))
 
 
 # ---- in a browser ------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ def test_a_chapter_has_its_quiz_before_the_recap(page):
 
 @pytest.mark.parametrize("page", QUIZZED, ids=lambda p: p.stem)
 def test_a_right_answer_cannot_be_guessed_from_its_looks(page):
-    questions = quizzes.questions_of(QUIZ.search(page.read_text(encoding="utf-8"))[1])
+    questions = book_forms.questions_of(QUIZ.search(page.read_text(encoding="utf-8"))[1])
     right = [[is_right for is_right, _, _ in choices].index(True) for _, choices in questions]
     assert len(set(right)) >= 3, "put the right choices in more places"
     lengths = [[len(text) for _, text, _ in choices] for _, choices in questions]
