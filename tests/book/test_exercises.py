@@ -1,4 +1,7 @@
-"""The exercises of chapters 3 to 12: their form, their checks, and what the built pages show."""
+"""The exercises of chapters 1 to 12: their form, their checks, and what the built pages show.
+
+Those of chapters 1 and 2 are checked by the pages themselves.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ sys.path[:0] = [str(BOOK / "tools")]
 
 import notebooks  # noqa: E402
 
+FIRST = [page for page in notebooks.pages() if page[:2] < "03"]
 CHAPTERS = [page for page in notebooks.pages() if "03" <= page[:2] <= "12"]
 EXERCISE = re.compile(
     r"^```\{exercise-start\} (?P<title>[^\n]+)\n:label: (?P<label>[\w-]+)\n```\n"
@@ -82,7 +86,16 @@ def test_on_the_built_page_stubs_fail_politely_and_solutions_hold(page):
         assert f"{found['label']}: all properties hold (" in text
 
 
-@pytest.mark.parametrize("page", CHAPTERS)
+@pytest.mark.parametrize("page", FIRST)
+def test_the_first_chapters_have_cards_hints_and_solutions_too(page):
+    found = exercises_of(page)
+    assert len(found) == notebooks.read(page).count("{exercise-start}") >= 3
+    for one in found:
+        assert CARD.match(one["body"]), one["label"]
+        assert len(re.findall(r"^:::\{dropdown\} Hint [123]$", one["body"], re.MULTILINE)) >= 2
+
+
+@pytest.mark.parametrize("page", [*FIRST, *CHAPTERS])
 def test_the_card_adds_up_the_minutes_of_the_exercises(page):
     minutes = sum(int(one["body"].split(" · ")[1].split()[0]) for one in exercises_of(page))
     words = f"about {minutes} minutes for all of them"
