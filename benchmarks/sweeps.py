@@ -23,12 +23,12 @@ from record import RECORDED, make_manifest
 from transformers.utils import logging
 
 from rlhf_mini.compute import computing
-from rlhf_mini.config import RunConfig, override
+from rlhf_mini.config import override
 from rlhf_mini.evaluation import evaluate_policy, evaluate_zero_shot, mean_interval, summarize
 from rlhf_mini.experiments.study import describe_device, source_state
 from rlhf_mini.loading import load_policy
 from rlhf_mini.models import RewardModel
-from rlhf_mini.pipeline import finished_stage, versions
+from rlhf_mini.pipeline import config_from, finished_stage, versions
 from rlhf_mini.runtime import fingerprint, read_json, read_metrics, resolve_device, write_json
 from rlhf_mini.stages import run_ppo
 from rlhf_mini.workspace import Run, grader_of
@@ -62,9 +62,7 @@ def open_finished(directory: Path, assignments: list[str], device: str = "cpu",
             raise ValueError(f"{directory}: no finished stage {stage!r}; `rlhf-mini run --out "
                              f"{directory}` makes it")
     report = read_json(directory / "report.json")
-    config = RunConfig(**{f.name: type(getattr(RunConfig(), f.name))(**report["config"][f.name])
-                          for f in dataclasses.fields(RunConfig)})
-    config = override(config, [*assignments, "evaluation.split=valid"])
+    config = override(config_from(report["config"]), [*assignments, "evaluation.split=valid"])
     return Run(directory, config, report["seed"], resolve_device(device), label="sweep"), report
 
 

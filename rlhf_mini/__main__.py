@@ -93,9 +93,10 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         help="run the stage (with `run`: all stages) even if nothing changed")
     add("--model", metavar="NAME_OR_PATH", type=_text,
         help="a GPT-2 style checkpoint instead of pretraining")
-    for kind in ("demonstrations", "rankings", "prompts"):
+    for kind, use in (("corpus", " (text to pretrain on)"), ("demonstrations", ""),
+                      ("rankings", ""), ("prompts", "")):
         add(f"--{kind}", metavar="SOURCE", type=_text,
-            help=f"your own {kind}: a .jsonl or .jsonl.gz file, a folder, or a hub dataset")
+            help=f"your own {kind}{use}: a .jsonl file (or .gz, .xz), a folder, or a hub dataset")
 
 
 def _add_experiment_options(command: argparse.ArgumentParser) -> None:
@@ -187,8 +188,8 @@ def _run(args: argparse.Namespace, command: str) -> int:
     from rlhf_mini.runtime import resolve_device
     from rlhf_mini.workspace import Run, in_round
 
-    sources = {name: getattr(args, name) for name in ("model", "demonstrations", "rankings",
-                                                      "prompts") if getattr(args, name)}
+    sources = {name: getattr(args, name) for name in ("model", "corpus", "demonstrations",
+                                                      "rankings", "prompts") if getattr(args, name)}
     device = resolve_device(args.device)
     join_processes(device)
     if not is_first():

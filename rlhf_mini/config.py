@@ -249,7 +249,7 @@ def load_preset(name: str) -> RunConfig:
     """Return the configuration of a preset.
 
     Args:
-        name: "smoke", "cpu" or "gpu".
+        name: of `presets.PRESETS`.
 
     Raises:
         ValueError: if there is no such preset.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import typing
 import zlib
 from collections.abc import Iterable, Iterator
@@ -45,7 +46,7 @@ __all__ = [
 
 
 def iterate_jsonl(path: str | Path, name: str = "") -> Iterator[tuple[str, dict]]:
-    """Yield (`FILE:LINE`, object) for every line of a .jsonl or .jsonl.gz file.
+    """Yield (`FILE:LINE`, object) for every line of a .jsonl, .jsonl.gz or .jsonl.xz file.
 
     Blank lines, CRLF and a byte-order mark are fine.
 
@@ -59,14 +60,15 @@ def iterate_jsonl(path: str | Path, name: str = "") -> Iterator[tuple[str, dict]
     path = Path(path)
     name, number = name or path.name, 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        unpack = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+        with unpack(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
                     yield f"{name}:{number}", _parse_line(line, f"{name}:{number}")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{name}:{number + 1}: the gzip data is damaged or cut off ({error}); "
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+        raise DataError(f"{name}:{number + 1}: the packed data is damaged or cut off ({error}); "
                         "copy or download the file again") from error
 
 

@@ -251,7 +251,7 @@ def evaluate_zero_shot(
         policy: causal language model.
         tokenizer: its tokenizer.
         items: texts with their targets, of several tasks.
-        documents: held-out corpus, for `corpus_loss`.
+        documents: held-out corpus, for `corpus_loss`; read as far as the context goes.
         config: for intervals and batch size.
 
     Returns:
@@ -280,7 +280,8 @@ def evaluate_zero_shot(
                                   for i in items]):
         solved.setdefault(task, []).append(greedy)
     results = {task: mean_interval(np.array(right), config) for task, right in solved.items()}
-    losses = [-mean for _, mean, _ in score([(d.id, (start, encode(d.text) + start))
+    room = policy.config.n_positions - len(start)
+    losses = [-mean for _, mean, _ in score([(d.id, (start, (encode(d.text) + start)[:room]))
                                              for d in documents])]
     if losses:
         results["corpus_loss"] = mean_interval(np.array(losses), config)

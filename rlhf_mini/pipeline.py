@@ -84,7 +84,7 @@ def plan_stages(run: Run) -> list[Stage]:
         return {name: fingerprint(path) if path and path.exists() else given} if given else {}
 
     town = {k: v for k, v in parts("town").items() if k.startswith("town.")}
-    base = source("model") or parts("pretrain")
+    base = source("model") or parts("pretrain") | source("corpus")
     stages = [Stage("town", (), town, run_town), Stage("base", ("town",), base, run_base),
               Stage("sft", ("base",), parts("sft") | source("demonstrations"), run_sft)]
     models, pairs, start = ["base", "sft"], [("sft", "base")], "sft"
@@ -104,14 +104,14 @@ def plan_stages(run: Run) -> list[Stage]:
         if number > 1:
             pairs.append((ppo, start))
         elif run.config.ppo.ptx_coef > 0:
-            rows = {"pretrain.row_tokens": run.config.pretrain.row_tokens}
+            rows = source("corpus") | {"pretrain.row_tokens": run.config.pretrain.row_tokens}
             stages.append(Stage("ppo_ptx", (start, reward), parts("ppo") | rows | source("prompts"),
                                 partial(run_ppo, start=start, number=number, ptx=True)))
             models, pairs = [*models, "ppo_ptx"], [*pairs, ("ppo_ptx", "sft")]
         start = ppo
     stages.append(Stage("evaluation", (*models, "reward"),
-                        parts("evaluation") | source("prompts") | {"models": models},
-                        partial(run_evaluation, models=models, pairs=pairs)))
+                        parts("evaluation") | source("prompts") | source("corpus")
+                        | {"models": models}, partial(run_evaluation, models=models, pairs=pairs)))
     return stages
 
 
@@ -173,7 +173,7 @@ def _run_stages(run: Run, targets: list[str], command: str, resume: bool, force)
                 check_sizes(run.directory / name)
             else:
                 check_replaceable(run.directory / name, "stage.json")
-    for kind in ("demonstrations", "rankings", "prompts"):  # bad data now, not after an hour
+    for kind in ("corpus", "demonstrations", "rankings", "prompts"):  # bad data now, not later
         if any(kind in stage.settings for stage in plan if stage.name not in done):
             run.user_records(kind)
     for number, stage in enumerate(plan, start=1):
@@ -287,7 +287,7 @@ def build_report(directory: Path) -> dict:
         ValueError: if the evaluation has not been run.
     """
     state = _state_of(directory, "evaluation")
-    run = Run(directory, _config_from(state["config"]), state["seed"], rounds=state["rounds"],
+    run = Run(directory, config_from(state["config"]), state["seed"], rounds=state["rounds"],
               sources=state["sources"])
     states = {stage.name: _state_of(directory, stage.name) for stage in plan_stages(run)}
     seconds = {name: s["seconds"] for name, s in states.items()}
@@ -312,7 +312,8 @@ def _state_of(directory: Path, name: str) -> dict:
     return state
 
 
-def _config_from(values: dict[str, dict]) -> RunConfig:
+def config_from(values: dict[str, dict]) -> RunConfig:
+    """Return the settings that a `stage.json` or a report holds as `config`."""
     parts = {f.name: type(getattr(RunConfig(), f.name)) for f in dataclasses.fields(RunConfig)}
     try:
         return RunConfig(**{name: kind(**values[name]) for name, kind in parts.items()})

@@ -34,4 +34,32 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
         "evaluation": dict(batch_size=1_024),
         "compute": dict(dtype="bfloat16"),  # whether compile pays is not measured yet
     },
+    # Your own corpus, demonstrations, rankings and prompts, in texts of real length: `real-cpu` in
+    # minutes from scratch, `real` for GPT-2 on a GPU (as `gpu`, untuned). The town is not used.
+    "real-cpu": {
+        "town": dict(residents=12, documents=400),
+        "pretrain": dict(vocab_size=2_048, context=320, steps=900, copy_steps=150, batch_size=32,
+                         row_tokens=128),
+        "sft": dict(max_prompt_tokens=128, max_response_tokens=192, min_eos_rate=0.8),
+        "ranking": dict(max_response_tokens=192),
+        "reward": dict(epochs=1, max_prompt_tokens=128, max_response_tokens=192),
+        "ppo": dict(max_prompt_tokens=128, max_response_tokens=192, episodes=64, lr=1e-4),
+        "evaluation": dict(max_response_tokens=192, batch_size=128),
+    },
+    "real": {
+        "town": dict(residents=12, documents=400),
+        "pretrain": dict(vocab_size=50_257, layers=12, hidden=768, heads=12, context=1024,
+                         init_std=0.02, steps=1_500, copy_steps=200, batch_size=128,
+                         row_tokens=512, lr=6e-4, checkpoint_every=500),
+        "sft": dict(batch_size=32, lr=1e-5, dropout=0.2, epochs=3, max_prompt_tokens=512,
+                    max_response_tokens=384),
+        "reward": dict(epochs=1, batch_size=16, lr=5e-5, max_prompt_tokens=512,
+                       max_response_tokens=384),
+        "ranking": dict(max_response_tokens=384),
+        "ppo": dict(iterations=60, episodes=128, minibatches=8, epochs=1, warmup_iterations=10,
+                    lr=1e-5, value_lr=9e-6, ema_decay=0.935, max_prompt_tokens=512,
+                    max_response_tokens=384, checkpoint_every=20),
+        "evaluation": dict(max_response_tokens=384, batch_size=128),
+        "compute": dict(dtype="bfloat16"),
+    },
 }

@@ -102,7 +102,10 @@ def encode_documents(
     tokenizer: PreTrainedTokenizerBase, documents: list[Document]
 ) -> list[list[int]]:
     """Tokenize documents; each ends in EOS."""
-    encoded = tokenizer([d.text for d in documents], add_special_tokens=False)["input_ids"]
+    encoded = []
+    for start in range(0, len(documents), 1_000):  # the tokenizer's own records of all would be GB
+        texts = [d.text for d in documents[start:start + 1_000]]
+        encoded += tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [ids + [tokenizer.eos_token_id] for ids in encoded]
 
 

@@ -2,12 +2,12 @@ r"""Users' own data: files, folders and hub datasets in the project's and in oth
 
 Formats are recognised per record by its keys:
 
-- the project's own (`records`): `prompt`; `prompt, response`; `prompt, responses, ranks`
+- the project's own (`records`): `prompt`; `prompt, response`; `prompt, responses, ranks`; `text`
 - HH-RLHF: `chosen, rejected`, dialogues of ``\n\nHuman: ...\n\nAssistant: ...`` that begin alike
 - AlpacaEval rankings: `prompt, responses: [{model, text, score}, ...]`; `sample_k` draws K of them
 
 Richer data serve for poorer purposes: rankings as demonstrations (the best response) and as
-prompts. Records that a reader must leave out are counted in one warning.
+prompts, demonstrations as text. Records that a reader must leave out are counted in one warning.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .files import could_be_hub_name
 from .records import (
     DataError,
     Demonstration,
+    Document,
     Prompt,
     Ranking,
     fail,
@@ -33,16 +34,17 @@ from .records import (
 )
 from .selection import FitReport, assign_splits, fit_to_context, sample_k
 
-__all__ = ["read_prompts", "read_demonstrations", "read_rankings", "FitReport", "assign_splits",
-           "fit_to_context", "sample_k"]
+__all__ = ["read_prompts", "read_demonstrations", "read_rankings", "read_documents", "FitReport",
+           "assign_splits", "fit_to_context", "sample_k"]
 
-Record = Prompt | Demonstration | Ranking
+Record = Prompt | Demonstration | Ranking | Document
 
-
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 _EXAMPLES = {
     Prompt: '{"prompt": "..."}', Demonstration: '{"prompt": "...", "response": "..."}',
-    Ranking: '{"prompt": "...", "responses": ["...", "..."], "ranks": [1, 2]}'}
-_HUB_COLUMNS = ("prompt", "response", "responses", "ranks", "chosen", "rejected")
+    Ranking: '{"prompt": "...", "responses": ["...", "..."], "ranks": [1, 2]}',
+    Document: '{"text": "..."}'}
+_HUB_COLUMNS = ("prompt", "response", "responses", "ranks", "chosen", "rejected", "text")
 
 
 class _Skip(Exception):
@@ -53,7 +55,8 @@ def read_prompts(source: str | Path) -> list[Prompt]:
     """Read prompts from a file, a folder or a hub dataset.
 
     Args:
-        source: a .jsonl or .jsonl.gz file, a folder with such files, or the name of a hub dataset.
+        source: a .jsonl file, packed as .gz or .xz or not, a folder with such files, or the name of
+            a hub dataset.
 
     Raises:
         DataError: naming file, line, field and what would be right.
@@ -83,6 +86,14 @@ def read_rankings(source: str | Path, seed: int = 0, k_low: int = 4, k_high: int
         DataError: naming file, line, field and what would be right.
     """
     return _read(source, Ranking, (k_low, k_high, seed))
+
+
+def read_documents(source: str | Path) -> list[Document]:
+    """Read texts to pretrain on; of a demonstration the prompt, an empty line and the response.
+
+    Args, Raises: as `read_prompts`.
+    """
+    return _read(source, Document)
 
 
 def _read(source: str | Path, record_type: type, draw: tuple[int, int, int] | None = None) -> list:
@@ -117,19 +128,21 @@ def _rows(source: str | Path) -> Iterator[tuple[str, str | None, dict]]:
     """Yield (`FILE:LINE`, split of the file or None, JSON object) over all files of a source."""
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.name.endswith((".jsonl", ".jsonl.gz")))
+        files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
         if not files:
-            raise DataError(f"{source}: no .jsonl or .jsonl.gz file in this folder")
+            raise DataError(f"{source}: no {' or '.join(SUFFIXES)} file in this folder")
         for file in files:
             name = file.relative_to(path).as_posix()
             for where, row in iterate_jsonl(file, name):
                 yield where, _split_of(file.name), row
     elif path.is_file():
-        if not path.name.endswith((".jsonl", ".jsonl.gz")):
-            raise DataError(f"{source}: expected a .jsonl or .jsonl.gz file, one record per line")
+        if not path.name.endswith(SUFFIXES):
+            raise DataError(f"{source}: expected a {' or '.join(SUFFIXES)} file, one record per "
+                            "line")
         for where, row in iterate_jsonl(path):
             yield where, None, row
-    elif not could_be_hub_name(str(source)) or path.suffix in (".jsonl", ".gz", ".json"):
+    elif not could_be_hub_name(str(source)) or path.suffix in (".jsonl", ".gz", ".xz",
+                                                                      ".json"):
         raise DataError(f"{source}: no such file or folder")
     else:
         yield from _hub_rows(str(source))
@@ -173,9 +186,9 @@ def _parse(row: dict, record_type: type, where: str, split: str | None) -> tuple
     if isinstance(responses, list) and responses and isinstance(responses[0], dict):
         return _parse_graded(row, where, given), True
     own_type = record_type
-    if record_type is Prompt and "response" in row:
+    if "response" in row and (record_type is Prompt or record_type is Document):
         own_type = Demonstration
-    elif record_type is not Ranking and "responses" in row:
+    if record_type is not Ranking and "responses" in row:
         own_type = Ranking
     return parse_record({**given, **row}, own_type, where), False
 
@@ -184,6 +197,9 @@ def _as(record: Record, record_type: type) -> Record:
     """Return a record as one of a poorer type."""
     if isinstance(record, record_type):
         return record
+    if record_type is Document:
+        best = _as(record, Demonstration)
+        return Document(best.id, f"{best.prompt}\n\n{best.response}", split=best.split)
     shared = {name: getattr(record, name) for name in schema_of(record_type)
               if hasattr(record, name)}
     if record_type is Demonstration:

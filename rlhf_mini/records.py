@@ -204,7 +204,7 @@ def parse_record(row: dict, record_type: type, where: str) -> object:
     if unknown:
         fail(where, unknown[0], f"unknown; the fields of a {record_type.__name__} are "
                                 f"{', '.join(schema)}")
-    row = {"id": re.sub(r"\.jsonl(\.gz)?:", ":", where), **row}
+    row = {"id": re.sub(r"\.jsonl(\.gz|\.xz)?:", ":", where), **row}
     for name, (_, required) in schema.items():
         if required and name not in row:
             fail(where, name, f"missing; {record_type.__name__} needs it")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from random import Random
 
 from .data import decode_response, encode_prompt, encode_response
-from .records import SPLITS, DataError, Demonstration, Prompt, Ranking
+from .records import SPLITS, DataError, Demonstration, Document, Prompt, Ranking
 from .runtime import make_rng
 
 
@@ -46,13 +46,13 @@ def _pick(record: Ranking, chosen: list[int]) -> Ranking:
 
 
 def assign_splits(records: list, seed: int, valid: float = 0.1, test: float = 0.1) -> list:
-    """Fill the splits that no record has; records with the same prompt stay together.
+    """Fill the splits that no record has; records with the same prompt (or text) stay together.
 
     The missing ones are taken from "train"; where there is no "train", everything is split anew.
     Nothing changes if all three are there.
 
     Args:
-        records: prompts, demonstrations or rankings.
+        records: prompts, demonstrations, rankings or documents (which have no "test").
         seed: of the assignment, which depends on the text of the prompts only.
         valid: share of the prompts for "valid", at least one prompt.
         test: share of the prompts for "test", at least one prompt.
@@ -60,13 +60,17 @@ def assign_splits(records: list, seed: int, valid: float = 0.1, test: float = 0.
     Raises:
         DataError: if there are too few different prompts.
     """
-    missing = set(SPLITS) - {record.split for record in records}
+    def text_of(record) -> str:
+        return record.text if isinstance(record, Document) else record.prompt
+
+    splits = SPLITS[:2] if isinstance(records[0], Document) else SPLITS
+    missing = set(splits) - {record.split for record in records}
     if not missing:
         return list(records)
     everything = "train" in missing
     sizes = {name: share for name, share in (("valid", valid), ("test", test))
-             if everything or name in missing}
-    texts = {record.prompt for record in records if everything or record.split == "train"}
+             if name in splits and (everything or name in missing)}
+    texts = {text_of(record) for record in records if everything or record.split == "train"}
     if len(texts) <= len(sizes):
         raise DataError(f"{len(texts)} different prompts cannot be split into train, "
                         f"{', '.join(sizes)}; give at least {len(sizes) + 1}")
@@ -76,7 +80,7 @@ def assign_splits(records: list, seed: int, valid: float = 0.1, test: float = 0.
         count = min(max(1, round(share * len(texts))), len(order) - 1)
         split.update(dict.fromkeys(order[:count], name))
         order = order[count:]
-    return [replace(record, split=split[record.prompt])
+    return [replace(record, split=split[text_of(record)])
             if everything or record.split == "train" else record for record in records]
 
 

@@ -73,7 +73,7 @@ def run_base(run: Run, work: Path) -> str:
         policy, tokenizer = load_policy(run.sources["model"], run.device)
     else:
         config = run.config.pretrain
-        documents = [d for d in run.town.documents if d.split == "train"]
+        documents = run.documents("train")
         run.say(f"pretraining a GPT-2 on {len(documents)} documents")
         tokenizer = train_tokenizer([d.text for d in documents], config.vocab_size)
         policy = build_model(config, tokenizer, run.seed).to(run.device)
@@ -215,9 +215,8 @@ def run_ppo(run: Run, work: Path, start: str, number: int, ptx: bool = False) ->
     prompts = run.prompts("train", tokenizer)
     rows = None
     if ptx:
-        documents = [d for d in run.town.documents if d.split == "train"]
-        rows = pack_rows(encode_documents(tokenizer, documents), run.config.pretrain.row_tokens,
-                         make_generator(run.seed, "ptx"))
+        rows = pack_rows(encode_documents(tokenizer, run.documents("train")),
+                         run.config.pretrain.row_tokens, make_generator(run.seed, "ptx"))
     run.say(f"{config.iterations} iterations of {config.episodes} episodes from {start}"
             + (f", with pretraining text (ptx_coef {config.ptx_coef:g})" if ptx else ""))
     reward_model = RewardModel.load(run.directory / in_round("reward", number), run.device)
@@ -248,7 +247,7 @@ def run_evaluation(run: Run, work: Path, models: list[str], pairs: list[tuple[st
     prompts = run.prompts(config.split, tokenizer)
     run.say(f"{', '.join(models)} on {len(prompts)} {config.split} prompts")
     reward_model = RewardModel.load(run.directory / "reward", run.device)
-    valid = [d for d in run.town.documents if d.split == "valid"]
+    tasks = [] if "corpus" in run.sources else run.town.zero_shot  # they ask about the town
     answers: dict[str, dict[str, Evaluation]] = {}
     results: dict[str, dict] = {"eval": {}, "zero_shot": {}, "win_rate": {}, "gain": {},
                                 "win_rate_labelers": {}, "rm_agreement": {}}
@@ -259,8 +258,8 @@ def run_evaluation(run: Run, work: Path, models: list[str], pairs: list[tuple[st
                                   reward_model, config, run.seed, greedy)
             for mode, greedy in modes.items()}
         results["eval"][model] = {m: summarize(e, config) for m, e in answers[model].items()}
-        results["zero_shot"][model] = evaluate_zero_shot(policy, tokenizer, run.town.zero_shot,
-                                                         valid, config)
+        results["zero_shot"][model] = evaluate_zero_shot(policy, tokenizer, tasks,
+                                                         run.documents("valid"), config)
     for ours, theirs in pairs if grader_of(run) else ():
         for mode in modes:
             compared = compare(run, prompts, answers[ours][mode], answers[theirs][mode])

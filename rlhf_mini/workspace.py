@@ -13,7 +13,7 @@ import torch
 
 from rlhf_mini import readers
 from rlhf_mini.config import RunConfig
-from rlhf_mini.data import Demonstration, Prompt, Ranking, encode_ranking, read_jsonl
+from rlhf_mini.data import Demonstration, Document, Prompt, Ranking, encode_ranking, read_jsonl
 from rlhf_mini.evaluation import evaluate_policy
 from rlhf_mini.loading import load_policy
 from rlhf_mini.records import DataError
@@ -36,7 +36,8 @@ class Run:
         seed: of everything but the town.
         device: where the models are.
         rounds: how often rankings, reward model and PPO are made.
-        sources: the user's own "model", "demonstrations", "rankings", "prompts": file or name.
+        sources: the user's own "model", "corpus", "demonstrations", "rankings", "prompts": file or
+            name.
         label: "[3/8] sft", what the running stage is called in its lines.
     """
 
@@ -69,7 +70,7 @@ class Run:
         return load_town(self.directory / "town")
 
     def user_records(self, kind: str) -> list:
-        """Return the user's own "demonstrations", "rankings" or "prompts", with splits.
+        """Return the user's own "corpus", "demonstrations", "rankings" or "prompts", with splits.
 
         Raises:
             DataError: naming file, line and field.
@@ -77,14 +78,20 @@ class Run:
         if kind not in self._read:
             draw = (self.seed, self.config.ranking.k_low, self.config.ranking.k_high)
             read = {"demonstrations": readers.read_demonstrations, "prompts": readers.read_prompts,
-                    "rankings": lambda source: readers.read_rankings(source, *draw)}[kind]
-            source = self.sources[kind]
+                    "rankings": lambda source: readers.read_rankings(source, *draw),
+                    "corpus": readers.read_documents}[kind]
+            source, shares = self.sources[kind], {"valid": 0.01} if kind == "corpus" else {}
             try:
-                self._read[kind] = assign_splits(read(source), self.seed)
+                self._read[kind] = assign_splits(read(source), self.seed, **shares)
             except DataError as error:
                 text = str(error).removeprefix(f"{source}: ")
                 raise DataError(f"--{kind} {source}: {text}") from error
         return self._read[kind]
+
+    def documents(self, split: str) -> list[Document]:
+        """Return the texts of a split, to pretrain on or to measure the loss on."""
+        records = self.user_records("corpus") if "corpus" in self.sources else self.town.documents
+        return [d for d in records if d.split == split]
 
     def prompts(self, split: str, tokenizer) -> list[Prompt]:
         """Return the prompts of a split that PPO and the evaluation may use."""

@@ -154,7 +154,7 @@ def test_a_model_with_too_small_a_context_is_named_at_once(policy, tokenizer, tm
     (["--set", "nothing=0"], "--set nothing: no such field"),
     (["--set", "ppo.lr=fast"], "--set ppo.lr=fast: expected a value of type float"),
     (["--set", "ppo.lr=-1"], "PPOConfig.lr = -1.0: expected a number above 0"),
-    (["--preset", "huge"], "preset 'huge': expected one of smoke, cpu, gpu"),
+    (["--preset", "huge"], "preset 'huge': expected one of smoke, cpu, gpu, real-cpu"),
     (["--rounds", "0"], "--rounds 0: expected at least 1"),
     (["--device", "tpu"], "device 'tpu': expected 'auto', 'cpu' or 'cuda'"),
     (["--set", "ppo.lr=1e400"], "PPOConfig.lr = inf: expected a number above 0"),

@@ -34,18 +34,19 @@ FIELDS = [(cls, f.name) for cls in STAGE_CONFIGS for f in dataclasses.fields(cls
 
 
 def test_presets_load_and_differ():
-    assert set(PRESETS) == {"smoke", "cpu", "gpu"}
+    assert set(PRESETS) == {"smoke", "cpu", "gpu", "real-cpu", "real"}
     presets = [load_preset(name) for name in PRESETS]
     assert all(isinstance(preset, RunConfig) for preset in presets)
-    assert len(set(presets)) == 3
+    assert len(set(presets)) == 5
     for name, preset in zip(PRESETS, presets, strict=True):
         for stage, values in PRESETS[name].items():
             for field, value in values.items():
                 assert getattr(getattr(preset, stage), field) == value
 
 
-def test_gpu_preset_is_gpt2_124m():
-    pretrain = load_preset("gpu").pretrain
+@pytest.mark.parametrize("name", ["gpu", "real"])
+def test_gpu_presets_are_gpt2_124m(name):
+    pretrain = load_preset(name).pretrain
     v, t, d, n = pretrain.vocab_size, pretrain.context, pretrain.hidden, pretrain.layers
     assert v * d + t * d + n * (12 * d * d + 13 * d) + 2 * d == 124_439_808  # GPT-2 small
 
@@ -66,7 +67,7 @@ def test_gpu_preset_keeps_to_the_papers_where_they_say():
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="preset 'tiny': expected one of smoke, cpu, gpu"):
+    with pytest.raises(ValueError, match="preset 'tiny': expected one of smoke, cpu, gpu, real-"):
         load_preset("tiny")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 from dataclasses import replace
 
 import pytest
@@ -150,13 +151,16 @@ def test_text_that_is_not_utf8(tmp_path):
         "f.jsonl:1: not UTF-8 text (byte 13 of the line); save the file as UTF-8")
 
 
-def test_truncated_and_wrong_gzip(tmp_path):
-    path = tmp_path / "f.jsonl.gz"
-    whole = gzip.compress(b"".join(b'{"prompt": "%d"}\n' % i for i in range(500)))
+@pytest.mark.parametrize("suffix, pack", [("gz", gzip.compress), ("xz", lzma.compress)])
+def test_packed_files_and_truncated_and_wrong_ones(tmp_path, suffix, pack):
+    path = tmp_path / f"f.jsonl.{suffix}"
+    whole = pack(b"".join(b'{"prompt": "%d"}\n' % i for i in range(500)))
+    path.write_bytes(whole)
+    assert [(r.id, r.prompt) for r in read_jsonl(path, Prompt)][-1] == ("f:500", "499")
     path.write_bytes(whole[:-20])
-    assert "gzip data is damaged or cut off" in message(path, Prompt)
+    assert "packed data is damaged or cut off" in message(path, Prompt)
     path.write_bytes(b'{"prompt": "x"}\n')
-    assert message(path, Prompt).startswith("f.jsonl.gz:1: the gzip data is damaged or cut off")
+    assert message(path, Prompt).startswith(f"{path.name}:1: the packed data is damaged or cut off")
 
 
 def test_id_that_occurs_twice_names_both_lines(tmp_path):

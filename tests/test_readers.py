@@ -10,8 +10,13 @@ from collections import Counter
 
 import pytest
 
-from rlhf_mini.data import DataError, Demonstration, Prompt, Ranking, write_jsonl
-from rlhf_mini.readers import read_demonstrations, read_prompts, read_rankings
+from rlhf_mini.data import DataError, Demonstration, Document, Prompt, Ranking, write_jsonl
+from rlhf_mini.readers import (
+    read_demonstrations,
+    read_documents,
+    read_prompts,
+    read_rankings,
+)
 
 
 def write_lines(path, *rows):
@@ -156,6 +161,12 @@ def test_own_formats_serve_for_poorer_purposes(tmp_path):
     assert read_prompts(tmp_path / "f.jsonl") == [Prompt("r", "p", split="valid")]
     assert read_demonstrations(str(tmp_path / "g.jsonl")) == [demonstration]
     assert read_prompts(tmp_path / "g.jsonl") == [Prompt("d", "q", "labeler", 4)]
+    assert read_documents(tmp_path / "f.jsonl") == [Document("r", "p\n\nb", split="valid")]
+    assert read_documents(tmp_path / "g.jsonl") == [Document("d", "q\n\nc")]
+    (tmp_path / "t.jsonl").write_text('{"text": "Once."}\n')
+    assert read_documents(tmp_path / "t.jsonl") == [Document("t:1", "Once.")]
+    with pytest.raises(DataError, match="t.jsonl:1: field 'text': unknown; .* of a Prompt"):
+        read_prompts(tmp_path / "t.jsonl")
     with pytest.raises(DataError, match="g.jsonl:1: field 'response': unknown; .* of a Ranking"):
         read_rankings(tmp_path / "g.jsonl")
 
@@ -185,13 +196,13 @@ def test_id_in_two_files_names_both(tmp_path):
 
 
 def test_sources_that_are_not_there(tmp_path):
-    with pytest.raises(DataError, match="no .jsonl or .jsonl.gz file in this folder"):
+    with pytest.raises(DataError, match="no .jsonl or .jsonl.gz or .jsonl.xz file in this"):
         read_prompts(tmp_path)
     for missing in (tmp_path / "no", "mine.jsonl", "./mine", "a/b/c"):
         with pytest.raises(DataError, match="no such file or folder$"):
             read_prompts(missing)
     (tmp_path / "f.csv").write_text("a,b\n")
-    with pytest.raises(DataError, match="expected a .jsonl or .jsonl.gz file, one record per line"):
+    with pytest.raises(DataError, match="expected a .jsonl or .jsonl.gz or .jsonl.xz file, one"):
         read_prompts(tmp_path / "f.csv")
     (tmp_path / "f.jsonl").write_text("\n")
     with pytest.raises(DataError, match="f.jsonl: holds no usable prompts"):

@@ -27,7 +27,7 @@ def write_lines(path: Path, *rows) -> str:
 # ---- the user's own records --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["demonstrations", "rankings", "prompts"])
+@pytest.mark.parametrize("kind", ["corpus", "demonstrations", "rankings", "prompts"])
 def test_the_option_and_the_whole_path_are_named(tmp_path, kind):
     path = write_lines(tmp_path / "mine.jsonl", {"prompt": 3, "response": "a"})
     with pytest.raises(DataError) as error:

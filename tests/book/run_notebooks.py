@@ -6,10 +6,9 @@
 
 Makes a wheel and a new environment in a temporary folder, copies the notebooks there, and runs them
 two at a time, each in a kernel of its own. Prints the seconds until something is to be seen and in
-all. Without names it runs each page once: for students where it has checks of exercises, otherwise
-with solutions (`make book` runs all cells of all pages). In a student's notebook
-every check must say that its exercise is not written yet; in one with solutions it must then say
-that all properties hold.
+all. Without names it runs the students' notebooks that have checks of exercises and a few others;
+`make book` has run all cells of all pages. In a student's notebook every check must say that its
+exercise is not written yet; in one with solutions it must then say that all properties hold.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "book" / "notebooks"
+# Pages without checks: one reads a run, one trains on files, one reads recorded results.
+OTHERS = ("01-from-gpt-to-chatgpt", "13-gpu-and-real-data", "22-what-the-runs-say")
 
 
 def check_reports(notebook, solutions: bool) -> None:
@@ -86,8 +87,9 @@ def main() -> int:
         print(run_one(args.inside))
         return 0
     names, failed = args.names or [
-        p.stem if 'check(\\"' in p.read_text(encoding="utf-8") else f"solutions/{p.stem}"
-        for p in sorted(NOTEBOOKS.glob("*.ipynb"))], 0
+        *(p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb"))
+          if 'check(\\"' in p.read_text(encoding="utf-8")),
+        *(f"solutions/{name}" for name in OTHERS)], 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         python = install(folder)
