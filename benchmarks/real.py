@@ -28,12 +28,14 @@ from rlhf_mini.config import EvaluationConfig
 from rlhf_mini.data import encode_response, iterate_jsonl
 from rlhf_mini.evaluation import compute_win_rate, mean_interval
 from rlhf_mini.experiments import real
+from rlhf_mini.experiments.overoptimisation import best_of_n, best_of_n_kl
 from rlhf_mini.experiments.real_figures import draw_agreement, draw_calibration, draw_policies
+from rlhf_mini.generation import sample_responses
 from rlhf_mini.models import RewardModel
 from rlhf_mini.pipeline import config_from, finished_stage
 from rlhf_mini.readers import read_rankings
 from rlhf_mini.report import to_png
-from rlhf_mini.runtime import atomic_write, read_json, write_json
+from rlhf_mini.runtime import atomic_write, make_generator, read_json, write_json
 from rlhf_mini.selection import assign_splits
 from rlhf_mini.workspace import Run
 
@@ -56,7 +58,7 @@ def open_finished(directory: Path, device: torch.device) -> tuple[Run, dict]:
     return run, state
 
 
-def train_judge(run: Run, rankings: Path, tokenizer) -> tuple[RewardModel, dict]:
+def train_second(run: Run, rankings: Path, tokenizer) -> tuple[RewardModel, dict]:
     """Train a second reward model on the prompts that the first never saw.
 
     Returns:
@@ -76,7 +78,42 @@ def train_judge(run: Run, rankings: Path, tokenizer) -> tuple[RewardModel, dict]
     return model, accuracy
 
 
-def compare_policies(run: Run, tokenizer, judge: RewardModel) -> tuple[dict, dict]:
+def sample_best(run: Run, reward_model: RewardModel, second: RewardModel) -> tuple[list[dict], dict]:
+    """Let SFT answer each held-out prompt as often as the largest n, and choose by the score.
+
+    Args:
+        run: its SFT model and lengths.
+        reward_model: chooses; a response without EOS has the score that PPO gives it.
+        second: another reward model, which did not choose.
+
+    Returns:
+        Rows of `n`, `kl` (bound, nats), `score`, `second`, `tokens`, means over prompts; and the
+        best response of all to each prompt, as text.
+    """
+    policy, tokenizer = run.policy("sft")
+    config, count = run.config.evaluation, real.SIZES[-1]
+    prompts = run.prompts(config.split, tokenizer)
+    sampled = sample_responses(
+        policy, tokenizer, [p.prompt for p in prompts for _ in range(count)],
+        max_response_tokens=config.max_response_tokens, batch_size=config.batch_size,
+        generator=make_generator(run.seed, "real best", device=policy.device))
+    groups = [sampled[i:i + count] for i in range(0, len(sampled), count)]
+    texts, ids = [p.prompt for p in prompts], [[list(r.token_ids) for r in g] for g in groups]
+    scores, others = (np.stack(real.score_responses(model, tokenizer, texts, ids))
+                      for model in (reward_model, second))
+    finished = np.array([[r.finished for r in g] for g in groups])
+    scores = np.where(finished, scores, run.config.ppo.missing_eos_score)
+    tokens = np.array([[float(len(r.token_ids)) for r in g] for g in groups])
+    rows = [{"n": n, "kl": best_of_n_kl(n)} | {
+        name: float(best_of_n(scores, values, n).mean())
+        for name, values in (("score", scores), ("second", others), ("tokens", tokens))}
+        for n in real.SIZES]
+    best = {p.prompt: g[int(row.argmax())].text
+            for p, g, row in zip(prompts, groups, scores, strict=True)}
+    return rows, best
+
+
+def compare_policies(run: Run, tokenizer, second: RewardModel) -> tuple[dict, dict]:
     """Compare PPO with SFT on held-out prompts, by the reward model and by the second one.
 
     Returns:
@@ -92,14 +129,14 @@ def compare_policies(run: Run, tokenizer, judge: RewardModel) -> tuple[dict, dic
         for name in ("sft", "ppo"):
             answers = [[x["response"] for x in row["models"][name][mode]] for row in rows]
             texts.setdefault(mode, {})[name] = [a[0] for a in answers]
-            seconds = real.score_responses(judge, tokenizer, [row["prompt"] for row in rows],
+            others = real.score_responses(second, tokenizer, [row["prompt"] for row in rows],
                                            [[real.cut_response(encode_response(tokenizer, t), room)
                                              for t in a] for a in answers])
             scores[name] = (np.array([[x["rm_score"] for x in row["models"][name][mode]]
-                                      for row in rows]), np.stack(seconds))
+                                      for row in rows]), np.stack(others))
         results[mode] = {name: measured[name][mode] for name in scores} | {
             f"{what} by {who}": function(scores["ppo"][i], scores["sft"][i])
-            for i, who in enumerate(("reward model", "judge"))
+            for i, who in enumerate(("reward model", "second"))
             for what, function in (
                 ("gain", lambda ours, theirs: mean_interval(ours - theirs, MEASURES)),
                 ("win rate", lambda ours, theirs: compute_win_rate(ours, theirs, MEASURES)))}
@@ -133,9 +170,9 @@ def ask(run: Run, folder: Path, pairs: str | None, seeds: int, show: list[int],
         "length": real.measure_length(scores, judged, MEASURES),
         "nonsense": real.measure_nonsense(reward_model, tokenizer, judged, scores, nonsense,
                                           MEASURES)}
-    judge, results["judge"] = train_judge(run, rankings, tokenizer)
-    results["best_of_n"], best = real.sample_best(run, reward_model, judge)
-    results["policies"], texts = compare_policies(run, tokenizer, judge)
+    second, results["second"] = train_second(run, rankings, tokenizer)
+    results["best_of_n"], best = sample_best(run, reward_model, second)
+    results["policies"], texts = compare_policies(run, tokenizer, second)
     results["ppo"] = [{"kl": row["kl_per_sequence"], "score": row["score"],
                        "tokens": row["response_tokens"]}
                       for _, row in iterate_jsonl(run.directory / "ppo" / "metrics.jsonl")]

@@ -63,7 +63,10 @@ def read_results(folder: Path, text_systems: int = 0) -> tuple[list[dict], list[
     systems = sorted(p for p in folder.iterdir() if p.is_dir())
     ranked = [p for p in systems if (p / JUDGEMENTS).is_file()]
     drawn = [p for p in ranked if p.name != NONSENSE]
-    as_text = make_rng(0, "systems").sample(drawn, min(text_systems, len(drawn)))
+    if ranked and not 0 <= text_systems <= len(drawn) - 2:
+        raise ValueError(f"--text-systems {text_systems}: {len(drawn)} systems were judged, and at "
+                         "least 2 have to be left for the rankings")
+    as_text = make_rng(0, "systems").sample(drawn, text_systems) if ranked else []
     for system in systems:
         file = system / JUDGEMENTS
         try:

@@ -36,6 +36,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
     },
     # Your own corpus, demonstrations, rankings and prompts, in texts of real length: `real-cpu` in
     # minutes from scratch, `real` for GPT-2 on a GPU (as `gpu`, untuned). The town is not used.
+    # One epoch of the reward model by its loss on validation prompts, kl_coef by training rollouts.
     "real-cpu": {
         "town": dict(residents=12, documents=400),
         "pretrain": dict(vocab_size=2_048, context=320, steps=900, copy_steps=150, batch_size=32,
@@ -43,7 +44,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
         "sft": dict(max_prompt_tokens=128, max_response_tokens=192, min_eos_rate=0.8),
         "ranking": dict(max_response_tokens=192),
         "reward": dict(epochs=1, max_prompt_tokens=128, max_response_tokens=192),
-        "ppo": dict(max_prompt_tokens=128, max_response_tokens=192, episodes=64, lr=1e-4),
+        "ppo": dict(max_prompt_tokens=128, max_response_tokens=192, episodes=64, kl_coef=0.1),
         "evaluation": dict(max_response_tokens=192, batch_size=128),
     },
     "real": {

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -112,14 +113,18 @@ def test_published_results_become_rankings_demonstrations_prompts_and_text(real_
 
 
 def test_some_systems_are_text_instead(real_data, tmp_path):
-    rows, corpus = real_data.read_results(write_results(tmp_path / "results"), text_systems=1)
-    (tmp_path / "results" / "a" / "model_outputs.json").write_text("[]")
-    (tmp_path / "results" / "b" / "model_outputs.json").write_text("[]")
-    ranked = {x["model"] for row in rows for x in row["responses"]}
-    assert len(ranked) == 2 and "NullModel" in ranked
-    rows, corpus = real_data.read_results(tmp_path / "results", text_systems=9)
-    assert {x["model"] for row in rows for x in row["responses"]} == {"NullModel"}
-    assert {row["response"] for row in corpus} == {"an answer of c"}
+    source = write_results(tmp_path / "results")
+    shutil.copytree(source / "b", source / "d")
+    for name in "abd":
+        (source / name / "model_outputs.json").write_text(json.dumps(
+            [{"instruction": f"Question {i}?", "output": f"text of {name}"} for i in range(40)]))
+    rows, corpus = real_data.read_results(source, text_systems=1)
+    ranked = [len(row["responses"]) for row in rows]
+    assert max(ranked) == 3  # two systems, and the nonsense
+    assert {row["response"][-1] for row in corpus} - {"c"} < set("abd")
+    assert len({row["response"] for row in corpus}) == 2
+    with pytest.raises(ValueError, match="--text-systems 2: 3 systems were judged, and at least 2"):
+        real_data.read_results(source, text_systems=2)
 
 
 def test_a_file_of_rankings_and_a_corpus_of_ones_own(real_data, tmp_path):
@@ -258,8 +263,13 @@ def test_real_questions_of_a_small_run(finished, tmp_path, monkeypatch):
          for row in unpack(data / "rankings.jsonl.gz") if row["split"] == "test"]))
     assert {(r["k"], r["share"], r["seed"]) for r in results["learning"]} == {
         (k, share, seed) for k in real.KS for share in real.SHARES for seed in (0, 1)}
-    assert results["pairs"]["length"]["mean"] == 1 and results["pairs"]["test"] == 12
-    assert len(results["pairs"]["rows"]) == 2 * len(real.SHARES)
+    pairs = results["pairs"]
+    assert pairs["longer wins"]["mean"] == 1 and pairs["shorter wins"]["mean"] == 0
+    for rule in ("longer wins", "shorter wins"):
+        assert pairs[f"above {rule}"]["mean"] == pytest.approx(
+            pairs["reward model"]["mean"] - pairs[rule]["mean"])
+    assert pairs["test"] == 12
+    assert len(pairs["rows"]) == 2 * len(real.SHARES)
     assert [row["n"] for row in results["best_of_n"]] == list(real.SIZES)
     scores = [row["score"] for row in results["best_of_n"]]
     assert scores == sorted(scores)

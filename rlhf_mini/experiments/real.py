@@ -19,8 +19,6 @@ import torch
 from rlhf_mini.config import EvaluationConfig
 from rlhf_mini.data import Ranking, collate, encode_prompt, encode_response, iterate_jsonl
 from rlhf_mini.evaluation import compute_pair_accuracy, mean_interval, ratio_interval
-from rlhf_mini.experiments.overoptimisation import best_of_n, best_of_n_kl
-from rlhf_mini.generation import sample_responses
 from rlhf_mini.models import RewardModel
 from rlhf_mini.readers import read_rankings
 from rlhf_mini.reward import (
@@ -214,6 +212,8 @@ def measure_nonsense(reward_model: RewardModel, tokenizer, judged: Sequence[Judg
                      config: EvaluationConfig) -> dict[str, dict]:
     """Return the share of real responses that a nonsense response to the same prompt beats.
 
+    For the reward model there is a control, "repeated": one word as often as nonsense has tokens.
+
     Args:
         reward_model: judges it, cut to as many tokens as its context holds.
         tokenizer: its tokenizer.
@@ -229,9 +229,13 @@ def measure_nonsense(reward_model: RewardModel, tokenizer, judged: Sequence[Judg
         room = context - len(encode_prompt(tokenizer, judged[i].prompt))
         ids = encode_response(tokenizer, nonsense[judged[i].prompt][0])
         texts.append([cut_response(ids, room)])
-    found = score_responses(reward_model, tokenizer, [judged[i].prompt for i in asked], texts)
+    word = encode_response(tokenizer, " the")
+    both = [[ids, [word[0]] * (len(ids) - 1) + word[-1:]] for [ids] in texts]
+    found = score_responses(reward_model, tokenizer, [judged[i].prompt for i in asked], both)
     beaten = {"reward model": [(score[0] > scores[i]).mean()
                                for i, score in zip(asked, found, strict=True)],
+              "repeated": [(score[1] > scores[i]).mean()
+                           for i, score in zip(asked, found, strict=True)],
               "judge": [(nonsense[judged[i].prompt][1] > judged[i].scores).mean() for i in asked]}
     return {name: mean_interval(np.array(shares), config) for name, shares in beaten.items()}
 
@@ -280,6 +284,10 @@ def learn_pairs(run: Run, source: str, seeds: int, config: EvaluationConfig) -> 
         source: what `read_rankings` reads.
         seeds: of subsets and heads.
         config: for intervals.
+
+    Returns:
+        `rows` of `seed`, `share`, `pairs`, `accuracy`; of the last of these reward models accuracy,
+        how far it is above the rules of length, and calibration; numbers of pairs.
     """
     policy, tokenizer = run.policy("sft")
     limits = run.config.reward
@@ -304,45 +312,16 @@ def learn_pairs(run: Run, source: str, seeds: int, config: EvaluationConfig) -> 
             rows.append({"seed": seed, "share": share, "pairs": len(some), "accuracy": accuracy})
             run.say(f"{len(some)} pairs, seed {seed}: {accuracy:.3f}")
     lengths = [np.array([float(len(ids)) for ids in responses]) for _, responses, _ in encoded]
+    rules = {"longer wins": lengths, "shorter wins": [-n for n in lengths]}
     return {"rows": rows, "train": len(sets["train"]), "test": len(sets["test"]),
-            "reward model": compute_pair_accuracy(scores, targets, every, config),
-            "length": compute_pair_accuracy(lengths, targets, every, config),
-            "calibration": measure_calibration(scores, targets)}
+            "calibration": measure_calibration(scores, targets)} | {
+        name: compute_pair_accuracy(by, targets, every, config)
+        for name, by in ({"reward model": scores} | rules).items()} | {
+        f"above {name}": mean_interval(_right(scores, targets) - _right(by, targets), config)
+        for name, by in rules.items()}
 
 
-# ---- policies ----------------------------------------------------------------------------------
-
-
-def sample_best(run: Run, reward_model: RewardModel, judge: RewardModel) -> tuple[list[dict], dict]:
-    """Let SFT answer each held-out prompt as often as the largest n, and choose by the score.
-
-    Args:
-        run: its SFT model and lengths.
-        reward_model: chooses; a response without EOS has the score that PPO gives it.
-        judge: a second reward model, which did not choose.
-
-    Returns:
-        Rows of `n`, `kl` (bound, nats), `score`, `judge`, `tokens`, means over prompts; and the
-        best response of all to each prompt, as text.
-    """
-    policy, tokenizer = run.policy("sft")
-    config, count = run.config.evaluation, SIZES[-1]
-    prompts = run.prompts(config.split, tokenizer)
-    sampled = sample_responses(
-        policy, tokenizer, [p.prompt for p in prompts for _ in range(count)],
-        max_response_tokens=config.max_response_tokens, batch_size=config.batch_size,
-        generator=make_generator(run.seed, "real best", device=policy.device))
-    groups = [sampled[i:i + count] for i in range(0, len(sampled), count)]
-    texts, ids = [p.prompt for p in prompts], [[list(r.token_ids) for r in g] for g in groups]
-    scores, second = (np.stack(score_responses(model, tokenizer, texts, ids))
-                      for model in (reward_model, judge))
-    finished = np.array([[r.finished for r in g] for g in groups])
-    scores = np.where(finished, scores, run.config.ppo.missing_eos_score)
-    tokens = np.array([[float(len(r.token_ids)) for r in g] for g in groups])
-    rows = [{"n": n, "kl": best_of_n_kl(n)} | {
-        name: float(best_of_n(scores, values, n).mean())
-        for name, values in (("score", scores), ("judge", second), ("tokens", tokens))}
-        for n in SIZES]
-    best = {p.prompt: g[int(row.argmax())].text
-            for p, g, row in zip(prompts, groups, scores, strict=True)}
-    return rows, best
+def _right(scores: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
+    """Return for each pair 1 if it is in the right order, 0 if not, one half for a tie."""
+    return np.array([(np.sign((s[0] - s[1]) * (t[0] - t[1])) + 1) / 2
+                     for s, t in zip(scores, targets, strict=True)])

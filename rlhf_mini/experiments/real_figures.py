@@ -8,6 +8,7 @@ from rlhf_mini.experiments.figures import MARKERS, PALETTE, draw_line, new_panel
 from rlhf_mini.experiments.real import KS, SHARES
 
 KINDS = {"all": "all pairs", "near": "equally long", "against": "shorter is better"}
+FEWEST = 10  # pairs of a bin in the figure of calibration
 READERS = {"reward model": "reward model", "system": "system's average", "length": "longer wins"}
 
 
@@ -53,6 +54,7 @@ def draw_calibration(results: dict) -> Figure:
         sets["HH-RLHF"] = results["pairs"]["calibration"]
     figure, panels = new_panels(1, len(sets), 2.4, sharey=True)
     for axes, (name, bins) in zip(panels, sets.items(), strict=True):
+        bins = [b for b in bins if b["pairs"] >= FEWEST]
         axes.plot([0.5, 1], [0.5, 1], lw=0.8, color="#777777")
         axes.plot([b["predicted"] for b in bins], [b["observed"] for b in bins], "o-", ms=4,
                   color=PALETTE[0])

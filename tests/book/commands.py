@@ -86,6 +86,20 @@ def is_installation(block: str) -> bool:
     return "pip install" in block
 
 
+def write_judged(folder: Path) -> None:
+    """Write judged responses of made-up systems in AlpacaEval's form."""
+    prompts = [f"Is mill {i} open?" for i in range(60)]
+    for n, name in enumerate([*(f"system-{i}" for i in range(156)), "NullModel"]):
+        texts = [f"Yes, mill {i} is open, says {n}." for i in range(60)]
+        (folder / name / "weighted_alpaca_eval_gpt4_turbo").mkdir(parents=True)
+        (folder / name / "model_outputs.json").write_text(json.dumps(
+            [{"instruction": p, "output": t} for p, t in zip(prompts, texts, strict=True)]))
+        (folder / name / "weighted_alpaca_eval_gpt4_turbo" / "annotations.json").write_text(
+            json.dumps([{"instruction": p, "generator_2": name, "output_2": t,
+                         "preference": 1 + (n * 37 + i) % 101 / 100}
+                        for i, (p, t) in enumerate(zip(prompts, texts, strict=True))]))
+
+
 def prepare(folder: Path) -> dict[str, str]:
     """Clone the repository, add the stand-ins, and return the environment to run blocks in."""
     subprocess.run(["git", "clone", "-q", ROOT, folder], check=True)
@@ -95,6 +109,7 @@ def prepare(folder: Path) -> dict[str, str]:
     for name in ("pairs.jsonl.gz", "hh/train.jsonl.gz"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(gzip.compress("\n".join(lines).encode()))
+    write_judged(folder / "alpaca_eval" / "results")
     tokenizer = train_tokenizer(lines, 320)
     policy = GPT2LMHeadModel(GPT2Config(
         vocab_size=len(tokenizer), n_positions=1024, n_embd=32, n_layer=2, n_head=2,
