@@ -78,7 +78,8 @@ def train_second(run: Run, rankings: Path, tokenizer) -> tuple[RewardModel, dict
     return model, accuracy
 
 
-def sample_best(run: Run, reward_model: RewardModel, second: RewardModel) -> tuple[list[dict], dict]:
+def sample_best(run: Run, reward_model: RewardModel, second: RewardModel
+                ) -> tuple[list[dict], dict]:
     """Let SFT answer each held-out prompt as often as the largest n, and choose by the score.
 
     Args:

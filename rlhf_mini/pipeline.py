@@ -67,11 +67,7 @@ class Stage:
 
 
 def plan_stages(run: Run) -> list[Stage]:
-    """List all stages of a run in their order.
-
-    Args:
-        run: config, seed, rounds and the user's own data decide.
-    """
+    """List all stages of a run in their order; config, seed, rounds and sources decide."""
     def parts(*names: str, without: tuple[str, ...] = ()) -> dict[str, object]:
         return {"seed": run.seed} | {
             f"{name}.{key}": value for name in (*names, "compute")
@@ -109,9 +105,9 @@ def plan_stages(run: Run) -> list[Stage]:
                                 partial(run_ppo, start=start, number=number, ptx=True)))
             models, pairs = [*models, "ppo_ptx"], [*pairs, ("ppo_ptx", "sft")]
         start = ppo
-    stages.append(Stage("evaluation", (*models, "reward"),
-                        parts("evaluation") | source("prompts") | source("corpus")
-                        | {"models": models}, partial(run_evaluation, models=models, pairs=pairs)))
+    settings = {"models": models} | parts("evaluation") | source("prompts") | source("corpus")
+    stages.append(Stage("evaluation", (*models, "reward"), settings,
+                        partial(run_evaluation, models=models, pairs=pairs)))
     return stages
 
 
