@@ -311,3 +311,23 @@ def test_a_folder_without_such_a_run_is_named(tmp_path, monkeypatch, capsys):
         sys.modules.pop(name, None)
     assert "no finished run with --prompts there" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_recorded_answers_are_whole_and_hold_no_texts_of_others():
+    folder = ROOT / "data" / "recorded" / "real"
+    results, samples, manifest = (json.loads((folder / f"{name}.json").read_text("utf-8"))
+                                  for name in ("real", "samples", "manifest"))
+    for draw in (draw_agreement, draw_calibration, draw_policies):
+        draw(results)
+    assert manifest["command"].startswith("python benchmarks/real.py ")
+    assert manifest["commit"] and manifest["changed"] == []
+    assert manifest["run"].startswith("rlhf-mini run --preset real")
+    assert len(samples) <= 4 and {len(s) for s in samples} == {5}
+    seeds = {row["seed"] for row in results["learning"]}
+    assert len(seeds) >= 3
+    for k in real.KS:
+        for share in real.SHARES:
+            found = [r for r in results["learning"] if (r["k"], r["share"]) == (k, share)]
+            assert {r["seed"] for r in found} == seeds
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    assert size < 300_000
