@@ -74,7 +74,7 @@ def read_results(folder: Path, text_systems: int = 0) -> tuple[list[dict], list[
                 for row in read_json(file):
                     if row["preference"] is not None:  # between 1 (the reference) and 2
                         judged.setdefault(row["instruction"], []).append({
-                            "model": row["generator_2"], "text": row["output_2"],
+                            "model": system.name, "text": row["output_2"],
                             "score": row["preference"] - 1})
             elif (file := system / "model_outputs.json").is_file():
                 corpus += [{"prompt": row["instruction"], "response": row["output"]}

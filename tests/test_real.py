@@ -77,7 +77,7 @@ def write_results(folder: Path) -> Path:
         file = folder / system / "weighted_alpaca_eval_gpt4_turbo" / "annotations.json"
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps([
-            {"instruction": p, "output_1": "reference", "generator_2": system,
+            {"instruction": p, "output_1": "reference", "generator_2": "example",
              "output_2": " ".join([system] * (i + 1)),
              "preference": None if (system, i) == ("b", 3) else preference}
             for i, p in enumerate(prompts)]))
