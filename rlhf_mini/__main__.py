@@ -235,10 +235,16 @@ def _less_memory(stage: str, config) -> str:
     """Say which settings halve the largest tensors of a stage."""
     kind = stage.partition("_")[0]
     if kind == "ppo":
-        ppo = config.ppo
-        return ("halve what is in memory at a time with --set "
-                f"ppo.minibatches={2 * ppo.minibatches} (is {ppo.minibatches}), and if that is not "
-                f"enough with --set ppo.episodes={max(ppo.episodes // 2, 1)} (is {ppo.episodes})")
+        ppo = config.ppo  # episodes must stay a multiple of minibatches
+        more = next((n for n in range(2 * ppo.minibatches, ppo.episodes + 1)
+                     if ppo.episodes % n == 0), None)
+        if more is None:
+            return "take shorter responses (ppo.max_response_tokens) or a smaller model"
+        fewer = ppo.episodes // 2 // more * more
+        then = (f", and if that is not enough with --set ppo.episodes={fewer} (is {ppo.episodes})"
+                if fewer else "")
+        return ("hold less in memory at a time with --set "
+                f"ppo.minibatches={more} (is {ppo.minibatches}){then}")
     section = {"base": "pretrain", "rankings": "ranking"}.get(kind, kind)
     size = getattr(getattr(config, section, None), "batch_size", None)
     if size is None:

@@ -242,18 +242,22 @@ def test_too_little_memory_is_told_with_a_way_out(error, trained, tmp_path, caps
     override(load_preset("smoke"), ["pretrain.batch_size=4"])  # what it advises is accepted
 
 
-def test_ppo_without_memory_is_told_to_take_more_minibatches(trained, tmp_path, capsys,
-                                                             monkeypatch):
+@pytest.mark.parametrize("episodes, minibatches, advice, accepted", [
+    (8, 2, "hold less in memory at a time with --set ppo.minibatches=4 (is 2), and if that is not "
+           "enough with --set ppo.episodes=4 (is 8)", ["ppo.minibatches=4", "ppo.episodes=4"]),
+    (15, 3, "--set ppo.minibatches=15 (is 3). ", ["ppo.episodes=15", "ppo.minibatches=15"]),
+    (6, 6, "take shorter responses (ppo.max_response_tokens) or a smaller model", [])])
+def test_ppo_without_memory_is_told_what_to_change(trained, tmp_path, capsys, monkeypatch, episodes,
+                                                   minibatches, advice, accepted):
     def greedy_for_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
     shutil.copytree(trained, tmp_path / "run")
     monkeypatch.setattr(stages, "train_ppo", greedy_for_memory)
-    said = fails(capsys, "ppo", *SMOKE, "--out", tmp_path / "run", "--force")
-    assert ("out of memory: stage ppo; halve what is in memory at a time with --set "
-            "ppo.minibatches=4 (is 2), and if that is not enough with --set ppo.episodes=4 (is 8)"
-            ) in said
-    override(load_preset("smoke"), ["ppo.minibatches=4", "ppo.episodes=4"])
+    said = fails(capsys, "ppo", *SMOKE, "--out", tmp_path / "run", "--force", "--set",
+                 f"ppo.episodes={episodes}", "--set", f"ppo.minibatches={minibatches}")
+    assert "out of memory: stage ppo; " in said and advice in said
+    override(load_preset("smoke"), accepted)  # what it advises is a valid configuration
 
 
 def test_other_errors_of_torch_are_not_hidden(tmp_path, monkeypatch):
