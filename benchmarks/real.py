@@ -35,7 +35,13 @@ from rlhf_mini.models import RewardModel
 from rlhf_mini.pipeline import config_from, finished_stage
 from rlhf_mini.readers import read_rankings
 from rlhf_mini.report import to_png
-from rlhf_mini.runtime import atomic_write, make_generator, read_json, write_json
+from rlhf_mini.runtime import (
+    atomic_write,
+    fingerprint,
+    make_generator,
+    read_json,
+    write_json,
+)
 from rlhf_mini.selection import assign_splits
 from rlhf_mini.workspace import Run
 
@@ -43,23 +49,26 @@ OUT = Path(__file__).parent.parent / "data" / "recorded" / "real"
 MEASURES = EvaluationConfig()  # how intervals are made
 
 
-def open_finished(directory: Path, device: torch.device) -> tuple[Run, dict]:
+def open_finished(directory: Path, rankings: Path, device: torch.device) -> tuple[Run, dict]:
     """Return a finished run on the user's data, and the record of its evaluation.
 
     Raises:
-        ValueError: if it is not finished, or was made on the town.
+        ValueError: if it is not finished, or was made with other rankings.
     """
     state = finished_stage(directory / "evaluation")
-    if state is None or "prompts" not in state["sources"]:
-        raise ValueError(f"{directory}: no finished run with --prompts there; the head of "
-                         "benchmarks/real.py has the command")
+    if state is None or not {"prompts", "rankings"} <= set(state["sources"]):
+        raise ValueError(f"{directory}: no finished run with --prompts and --rankings there; the "
+                         "head of benchmarks/real.py has the command")
+    if fingerprint(rankings) != state["settings"]["rankings"]:
+        raise ValueError(f"{rankings}: not the rankings that {directory} was made with; their "
+                         "held-out prompts may be others")
     run = Run(directory, config_from(state["config"]), state["seed"], device,
               sources=state["sources"], label="real")
     return run, state
 
 
 def train_second(run: Run, rankings: Path, tokenizer) -> tuple[RewardModel, dict]:
-    """Train a second reward model on the prompts that the first never saw.
+    """Train a second reward model on the prompts that the first never saw, the held-out ones.
 
     Returns:
         The model, and its agreement with the judge on the first one's training prompts.
@@ -118,13 +127,15 @@ def compare_policies(run: Run, tokenizer, second: RewardModel) -> tuple[dict, di
     """Compare PPO with SFT on held-out prompts, by the reward model and by the second one.
 
     Returns:
-        Per mode the measures of both policies and their paired difference; and the first response
-        of each policy to each prompt, by mode.
+        Per mode the measures of both policies, `score` among them (the reward model's, or that of a
+        response without EOS, as in PPO), and their paired difference by both reward models; and
+        the first response of each policy to each prompt, by mode.
     """
     rows = [json.loads(line) for line in
             (run.directory / "evaluation" / "responses.jsonl").read_text("utf-8").splitlines()]
     measured = read_json(run.directory / "evaluation" / "evaluation.json")["eval"]
     results, texts, room = {}, {}, run.config.evaluation.max_response_tokens
+    missing = run.config.ppo.missing_eos_score
     for mode in ("sampled", "greedy"):
         scores = {}
         for name in ("sft", "ppo"):
@@ -133,15 +144,28 @@ def compare_policies(run: Run, tokenizer, second: RewardModel) -> tuple[dict, di
             others = real.score_responses(second, tokenizer, [row["prompt"] for row in rows],
                                            [[real.cut_response(encode_response(tokenizer, t), room)
                                              for t in a] for a in answers])
-            scores[name] = (np.array([[x["rm_score"] for x in row["models"][name][mode]]
-                                      for row in rows]), np.stack(others))
-        results[mode] = {name: measured[name][mode] for name in scores} | {
+            scores[name] = (np.array([[x["rm_score"] if x["eos_rate"] else missing
+                                       for x in row["models"][name][mode]] for row in rows]),
+                            np.stack(others))
+        results[mode] = {name: measured[name][mode] | {"score": mean_interval(found[0], MEASURES)}
+                         for name, found in scores.items()} | {
             f"{what} by {who}": function(scores["ppo"][i], scores["sft"][i])
             for i, who in enumerate(("reward model", "second"))
             for what, function in (
                 ("gain", lambda ours, theirs: mean_interval(ours - theirs, MEASURES)),
                 ("win rate", lambda ours, theirs: compute_win_rate(ours, theirs, MEASURES)))}
     return results, {"prompts": [row["prompt"] for row in rows]} | texts
+
+
+def describe_data(folder: Path) -> dict:
+    """Return how many prompts and systems the rankings hold, and how long responses are."""
+    rows = [row for _, row in iterate_jsonl(folder / "rankings.jsonl.gz")]
+    responses = [x for row in rows for x in row["responses"]]
+    return {"prompts": len(rows), "test": sum(row["split"] == "test" for row in rows),
+            "systems": len({x["model"] for x in responses}),
+            "responses": float(np.median([len(row["responses"]) for row in rows])),
+            "words": max(len(x["text"].split()) for x in responses),
+            "files": {p.name: fingerprint(p) for p in sorted(folder.glob("*.jsonl.gz"))}}
 
 
 def ask(run: Run, folder: Path, pairs: str | None, seeds: int, show: list[int],
@@ -155,12 +179,18 @@ def ask(run: Run, folder: Path, pairs: str | None, seeds: int, show: list[int],
     policy, tokenizer = run.policy("sft")
     reward_model = RewardModel.load(run.directory / "reward", run.device)
     judged = real.read_judged(rankings, run, tokenizer)
+    if not judged:
+        raise ValueError(f"{rankings}: no prompt of the split test has two responses within the "
+                         "reward model's limits and with different scores")
     run.say(f"{len(judged)} held-out prompts")
     scores = real.score_judged(reward_model, tokenizer, judged)
+    file = folder / "nonsense.jsonl.gz"
     nonsense = {row["prompt"]: (row["response"], float(row["score"]))
-                for _, row in iterate_jsonl(folder / "nonsense.jsonl.gz")}
+                for _, row in (iterate_jsonl(file) if file.exists() else ())}
     results = {
         "parameters": sum(p.numel() for p in policy.parameters()),
+        "data": describe_data(folder),
+        "stage": read_json(run.directory / "reward" / "reward.json"),
         "prompts": {"held out": len(judged),
                     "responses": sum(len(j.systems) for j in judged),
                     "train": len(run.rankings("rankings", "train", tokenizer)),
@@ -168,20 +198,22 @@ def ask(run: Run, folder: Path, pairs: str | None, seeds: int, show: list[int],
         "agreement": real.measure_agreement(scores, judged, real.measure_strength(rankings),
                                             MEASURES),
         "calibration": real.measure_calibration(scores, [j.scores for j in judged]),
-        "length": real.measure_length(scores, judged, MEASURES),
-        "nonsense": real.measure_nonsense(reward_model, tokenizer, judged, scores, nonsense,
-                                          MEASURES)}
+        "length": real.measure_length(scores, judged, MEASURES)}
+    if nonsense:
+        results["nonsense"] = real.measure_nonsense(reward_model, tokenizer, judged, scores,
+                                                    nonsense, MEASURES)
     second, results["second"] = train_second(run, rankings, tokenizer)
     results["best_of_n"], best = sample_best(run, reward_model, second)
     results["policies"], texts = compare_policies(run, tokenizer, second)
     results["ppo"] = [{"kl": row["kl_per_sequence"], "score": row["score"],
-                       "tokens": row["response_tokens"]}
+                       "tokens": row["response_tokens"], "eos_rate": row["eos_rate"]}
                       for _, row in iterate_jsonl(run.directory / "ppo" / "metrics.jsonl")]
     results["learning"] = real.learn_more(run, rankings, judged, seeds)
     if pairs:
         results["pairs"] = real.learn_pairs(run, pairs, seeds, MEASURES)
     samples = [{"prompt": prompt, "sft": texts["sampled"]["sft"][i], "best of n": best[prompt],
-                "ppo": texts["sampled"]["ppo"][i], "ppo, greedy": texts["greedy"]["ppo"][i]}
+                "ppo": texts["sampled"]["ppo"][i], "sft, greedy": texts["greedy"]["sft"][i],
+                "ppo, greedy": texts["greedy"]["ppo"][i]}
                for i, prompt in enumerate(texts["prompts"]) if i in show]
     return results, samples
 
@@ -201,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     device, began = begin(args)
     try:
-        run, state = open_finished(args.run, device)
+        run, state = open_finished(args.run, args.data / "rankings.jsonl.gz", device)
         with computing(run.config.compute, device):
             results, samples = ask(run, args.data, args.pairs, args.seeds, args.show)
     except (ValueError, OSError) as error:

@@ -13,7 +13,8 @@ Writes to --out, with a tenth of the prompts set aside for the test:
 - `rankings.jsonl.gz`: per prompt the judged responses of at most `--max-words` words
 - `demonstrations.jsonl.gz`: the best three of them
 - `prompts.jsonl.gz`: the prompts
-- `nonsense.jsonl.gz`: the responses of NullModel, which are in none of the files above
+- `nonsense.jsonl.gz`: the responses of NullModel, which are in none of the files above, and
+  neither are those of the reference system, which was compared with itself
 - `corpus.jsonl.gz`: text for a base model: of `--corpus` (anything the package reads as a corpus),
   else prompts and responses of the systems that were not judged, and of `--text-systems` of the
   others, which are then in no ranking, training prompts only; with `--documents`, so many drawn at
@@ -35,6 +36,7 @@ from rlhf_mini.readers import read_documents
 from rlhf_mini.runtime import atomic_write, make_rng, read_json
 
 NONSENSE = "NullModel"  # answers every prompt with the same text, made to fool the judge
+REFERENCE = "gpt4_1106_preview"
 BEST = 3  # demonstrations per prompt
 JUDGEMENTS = "weighted_alpaca_eval_gpt4_turbo/annotations.json"
 
@@ -74,12 +76,12 @@ def read_results(folder: Path, text_systems: int = 0) -> tuple[list[dict], list[
                 for row in read_json(file):
                     if row["preference"] is not None:  # between 1 (the reference) and 2
                         judged.setdefault(row["instruction"], []).append({
-                            "model": system.name, "text": row["output_2"],
+                            "model": system.name, "text": row["output_2"].strip(),
                             "score": row["preference"] - 1})
             elif (file := system / "model_outputs.json").is_file():
                 corpus += [{"prompt": row["instruction"], "response": row["output"]}
                            for row in read_json(file) if split_of(row["instruction"]) == "train"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: not as AlpacaEval publishes it: {error!r}") from error
     if not judged:
         raise ValueError(f"{folder}: no */{JUDGEMENTS} there; give the folder `results` of a clone "
@@ -90,15 +92,40 @@ def read_results(folder: Path, text_systems: int = 0) -> tuple[list[dict], list[
 
 
 def select_short(rows: Iterable[dict], max_words: int) -> Iterator[dict]:
-    """Yield each row with its responses of 1 to `max_words` words, best first, nonsense left out.
+    """Yield each row with its responses of 1 to `max_words` words, best first.
 
-    Rows without two different scores fall out: they rank nothing.
+    Nonsense and the reference system are left out. Rows without two different scores fall out:
+    they rank nothing.
     """
     for row in rows:
-        kept = [x for x in row["responses"]
-                if x["model"] != NONSENSE and 0 < len(x["text"].split()) <= max_words]
+        kept = [x for x in row["responses"] if x["model"] not in (NONSENSE, REFERENCE)
+                and 0 < len(x["text"].split()) <= max_words]
         if len({x["score"] for x in kept}) > 1:
             yield row | {"responses": sorted(kept, key=lambda x: -x["score"])}
+
+
+def read_rankings_file(path: Path) -> list[dict]:
+    """Read rows of `prompt`, `split`, `responses` (`model`, `text`, `score`).
+
+    Raises:
+        DataError: naming the line and the field that is not as it should be.
+    """
+    rows = []
+    for where, row in iterate_jsonl(path):
+        kinds = {"prompt": str, "split": str, "responses": list}
+        parts = [("", row, kinds)]
+        if isinstance(row.get("responses"), list):
+            parts += [(f"responses[{i}].", x if isinstance(x, dict) else {},
+                       {"model": str, "text": str, "score": int | float})
+                      for i, x in enumerate(row["responses"])]
+        for prefix, part, fields in parts:
+            for name, kind in fields.items():
+                if not isinstance(part.get(name), kind):
+                    raise DataError(f"{where}: field '{prefix}{name}': got {part.get(name)!r:.40}; "
+                                    "a line has prompt, split and responses, a response has "
+                                    "model, text and score")
+        rows.append(row)
+    return rows
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -121,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         rows, corpus = (read_results(args.source, args.text_systems) if args.source.is_dir()
-                        else ([row for _, row in iterate_jsonl(args.source)], []))
+                        else (read_rankings_file(args.source), []))
         if args.corpus:
             corpus = [{"text": document.text} for document in read_documents(args.corpus)]
         short = list(select_short(rows, args.max_words))

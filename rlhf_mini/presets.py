@@ -39,8 +39,8 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
     # One epoch of the reward model by its loss on validation prompts, kl_coef by training rollouts.
     "real-cpu": {
         "town": dict(residents=12, documents=400),
-        "pretrain": dict(vocab_size=2_048, context=320, steps=900, copy_steps=150, batch_size=32,
-                         row_tokens=128),
+        "pretrain": dict(vocab_size=2_048, context=320, steps=900, copy_steps=150, batch_size=12,
+                         row_tokens=320),  # the context: else its last positions learn nothing
         "sft": dict(max_prompt_tokens=128, max_response_tokens=192, min_eos_rate=0.8),
         "ranking": dict(max_response_tokens=192),
         "reward": dict(epochs=1, max_prompt_tokens=128, max_response_tokens=192),
@@ -50,8 +50,8 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
     "real": {
         "town": dict(residents=12, documents=400),
         "pretrain": dict(vocab_size=50_257, layers=12, hidden=768, heads=12, context=1024,
-                         init_std=0.02, steps=1_500, copy_steps=200, batch_size=128,
-                         row_tokens=512, lr=6e-4, checkpoint_every=500),
+                         init_std=0.02, steps=1_500, copy_steps=200, batch_size=64,
+                         row_tokens=1024, lr=6e-4, checkpoint_every=500),
         "sft": dict(batch_size=32, lr=1e-5, dropout=0.2, epochs=3, max_prompt_tokens=512,
                     max_response_tokens=384),
         "reward": dict(epochs=1, batch_size=16, lr=5e-5, max_prompt_tokens=512,

@@ -46,7 +46,7 @@ def _pick(record: Ranking, chosen: list[int]) -> Ranking:
 
 
 def assign_splits(records: list, seed: int, valid: float = 0.1, test: float = 0.1) -> list:
-    """Fill the splits that no record has; records with the same prompt (or text) stay together.
+    """Fill the splits that no record has; records with the same prompt stay together.
 
     The missing ones are taken from "train"; where there is no "train", everything is split anew.
     Nothing changes if all three are there.
@@ -61,7 +61,9 @@ def assign_splits(records: list, seed: int, valid: float = 0.1, test: float = 0.
         DataError: if there are too few different prompts.
     """
     def text_of(record) -> str:
-        return record.text if isinstance(record, Document) else record.prompt
+        # Documents that begin with the same paragraph, such as a prompt, stay together.
+        return (record.text.partition("\n\n")[0] if isinstance(record, Document)
+                else record.prompt)
 
     splits = SPLITS[:2] if isinstance(records[0], Document) else SPLITS
     missing = set(splits) - {record.split for record in records}

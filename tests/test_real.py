@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 
 from rlhf_mini.__main__ import main
@@ -159,6 +158,16 @@ def test_wrong_sources_are_named(real_data, tmp_path, capsys):
     assert "no such file" in says(str(tmp_path / "missing.jsonl")).lower()
 
 
+@pytest.mark.parametrize("change, field", [
+    ({"split": None}, "split"), ({"responses": "x"}, "responses"),
+    ({"responses": ["a", "b"]}, "responses[0].model"),
+    ({"responses": [{"model": "m", "text": None, "score": 1}]}, "responses[0].text")])
+def test_a_wrong_line_is_named(real_data, tmp_path, capsys, change, field):
+    file = pack(tmp_path / "judged.jsonl.gz", [*make_rows(2), make_rows(1)[0] | change])
+    assert real_data.main([str(file), "--out", str(tmp_path / "out")]) == 2
+    assert f"judged.jsonl.gz:3: field '{field}': got" in capsys.readouterr().err
+
+
 # ---- agreement, by hand ------------------------------------------------------------------------
 
 
@@ -199,13 +208,13 @@ def test_agreement_equals_a_loop_over_pairs():
     assert found["pairs"] == total and found["mean"] == pytest.approx(right / total)
 
 
-def test_length_is_a_rank_correlation_within_prompts():
-    sets = [judged([3, 9, 30, 4], [0.1, 0.2, 0.9, 0.3]), judged([5, 6, 7], [0.3, 0.2, 0.1])]
-    scores = [np.array([3.0, 2.0, 1.0, 2.5]), np.array([1.0, 2.0, 3.0])]
+def test_length_is_counted_over_pairs_by_hand():
+    sets = [judged([3, 9, 30], [0.1, 0.2, 0.9]), judged([5, 6, 6], [0.3, 0.2, 0.2])]
+    scores = [np.array([3.0, 2.0, 1.0]), np.array([1.0, 2.0, 1.0])]
     found = real.measure_length(scores, sets, CONFIG)
-    assert found["reward model"]["mean"] == pytest.approx((-1 + 1) / 2)
-    by_hand = scipy.stats.spearmanr([0.1, 0.2, 0.9, 0.3], [3, 9, 30, 4]).statistic
-    assert found["judge"]["mean"] == pytest.approx((by_hand - 1) / 2)
+    # pairs of different lengths: 3 and 2; the longer scores higher in 0 + 1, a tie in 1
+    assert found["reward model"]["mean"] == pytest.approx((0 + 1 + 0.5) / 5)
+    assert found["judge"]["mean"] == pytest.approx(3 / 5) and found["judge"]["pairs"] == 5
 
 
 # ---- the whole way, at smoke size --------------------------------------------------------------
@@ -271,15 +280,23 @@ def test_real_questions_of_a_small_run(finished, tmp_path, monkeypatch):
     assert pairs["test"] == 12
     assert len(pairs["rows"]) == 2 * len(real.SHARES)
     assert [row["n"] for row in results["best_of_n"]] == list(real.SIZES)
-    scores = [row["score"] for row in results["best_of_n"]]
-    assert scores == sorted(scores)
+    answers = [json.loads(line) for line in
+               (out / "evaluation" / "responses.jsonl").read_text().splitlines()]
     for mode in ("sampled", "greedy"):
-        row = results["policies"][mode]
-        gain = row["ppo"]["rm_score"]["mean"] - row["sft"]["rm_score"]["mean"]
-        assert row["gain by reward model"]["mean"] == pytest.approx(gain, abs=1e-6)
+        row, means = results["policies"][mode], {}
+        for name in ("sft", "ppo"):
+            found = [x["rm_score"] if x["eos_rate"] else -1.0
+                     for answer in answers for x in answer["models"][name][mode]]
+            means[name] = row[name]["score"]["mean"]
+            assert means[name] == pytest.approx(np.mean(found), abs=1e-6)
+        assert row["gain by reward model"]["mean"] == pytest.approx(means["ppo"] - means["sft"],
+                                                                    abs=1e-6)
+    tokens = results["nonsense"]["tokens"]
+    assert tokens["scored"] <= tokens["whole"] and tokens["real"] > 2
+    assert results["data"]["systems"] == 3 and results["data"]["test"] == 12
     samples = json.loads((tmp_path / "rec" / "samples.json").read_text())
     assert len(samples) == 4 and all(set(s) == {"prompt", "sft", "best of n", "ppo",
-                                                "ppo, greedy"} for s in samples)
+                                                "sft, greedy", "ppo, greedy"} for s in samples)
     manifest = json.loads((tmp_path / "rec" / "manifest.json").read_text())
     assert manifest["stages"]["reward"]["seconds"] > 0 and "--corpus" in manifest["run"]
     for draw in (draw_agreement, draw_calibration, draw_policies):
@@ -304,12 +321,44 @@ def test_scores_of_judged_responses_are_those_of_one_at_a_time(finished):
     assert strength["good"] > strength["fair"] > strength["poor"]
 
 
+def test_no_reward_model_is_trained_on_what_it_is_judged_by(finished, monkeypatch):
+    out, data = finished
+    run = Run(out, load_preset("smoke"),
+              sources={"rankings": str(data / "rankings.jsonl.gz")}, label="real")
+    tokenizer, seen = run.policy("sft")[1], []
+    train = real.train_on
+
+    def see(run, policy, tokenizer, rankings, seed):
+        seen.append({r.prompt for r in rankings})
+        return train(run, policy, tokenizer, rankings, seed)
+
+    monkeypatch.setattr(real, "train_on", see)
+    held_out = real.read_judged(data / "rankings.jsonl.gz", run, tokenizer)
+    real.learn_more(run, data / "rankings.jsonl.gz", held_out, 2)
+    assert len(seen) == 2 * len(real.KS) * len(real.SHARES)
+    assert all(prompts.isdisjoint({j.prompt for j in held_out}) for prompts in seen)
+    first = {r.prompt for r in run.rankings("rankings", "train", tokenizer)}
+    import_benchmark(monkeypatch, "real").train_second(run, data / "rankings.jsonl.gz", tokenizer)
+    for name in ("real", "measuring"):
+        sys.modules.pop(name, None)
+    assert seen[-1] and seen[-1].isdisjoint(first)
+
+
+def test_other_rankings_than_the_runs_are_refused(finished, tmp_path, monkeypatch, capsys):
+    out, _ = finished
+    pack(tmp_path / "rankings.jsonl.gz", make_rows(30))
+    assert import_benchmark(monkeypatch, "real").main([str(out), str(tmp_path)]) == 2
+    for name in ("real", "measuring"):
+        sys.modules.pop(name, None)
+    assert "not the rankings that" in capsys.readouterr().err
+
+
 def test_a_folder_without_such_a_run_is_named(tmp_path, monkeypatch, capsys):
     benchmark = import_benchmark(monkeypatch, "real")
     assert benchmark.main([str(tmp_path), str(tmp_path), "--out", str(tmp_path / "x")]) == 2
     for name in ("real", "measuring"):
         sys.modules.pop(name, None)
-    assert "no finished run with --prompts there" in capsys.readouterr().err
+    assert "no finished run with --prompts and --rankings" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
@@ -322,7 +371,14 @@ def test_recorded_answers_are_whole_and_hold_no_texts_of_others():
     assert manifest["command"].startswith("python benchmarks/real.py ")
     assert manifest["commit"] and manifest["changed"] == []
     assert manifest["run"].startswith("rlhf-mini run --preset real")
-    assert len(samples) <= 4 and {len(s) for s in samples} == {5}
+    known = {"prompt", "best of n", "sft", "ppo", "sft, greedy", "ppo, greedy"}
+    assert len(samples) <= 4 and set().union(*samples) <= known
+    leaves = [results]
+    while leaves:
+        leaf = leaves.pop()
+        leaf = list(leaf.values()) if isinstance(leaf, dict) else leaf
+        leaves += leaf if isinstance(leaf, list) else []
+        assert not isinstance(leaf, str) or len(leaf) == 64  # a fingerprint, no text
     seeds = {row["seed"] for row in results["learning"]}
     assert len(seeds) >= 3
     for k in real.KS:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from rlhf_mini.data import (
     DataError,
     Demonstration,
+    Document,
     Prompt,
     Ranking,
     check_record,
@@ -168,3 +169,13 @@ def test_what_is_kept_fits_differs_and_is_a_beginning(texts, limit):
         for text in record.responses:
             assert any(t.strip().startswith(text.strip()) for t in texts)
             assert len(encode_response(TOKENIZER, text)) <= limit
+
+
+def test_documents_that_begin_alike_stay_together_and_none_is_for_the_test():
+    documents = [Document(f"{i}-{j}", f"prompt {i}\n\nresponse {j}")
+                 for i in range(40) for j in range(3)]
+    split = assign_splits(documents, 0, valid=0.1)
+    held_out = {d.id.split("-")[0] for d in split if d.split == "valid"}
+    assert len(held_out) == 4 and {d.split for d in split} == {"train", "valid"}
+    assert [d.split for d in split] == [
+        "valid" if d.id.split("-")[0] in held_out else "train" for d in documents]

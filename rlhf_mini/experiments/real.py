@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
 
 from rlhf_mini.config import EvaluationConfig
@@ -23,7 +22,6 @@ from rlhf_mini.models import RewardModel
 from rlhf_mini.readers import read_rankings
 from rlhf_mini.reward import (
     compare_pairs,
-    compute_accuracy,
     compute_calibration,
     encode_rankings,
     score_rankings,
@@ -197,14 +195,11 @@ def measure_calibration(scores: Sequence[np.ndarray], targets: Sequence[np.ndarr
 
 def measure_length(scores: Sequence[np.ndarray], judged: Sequence[Judged],
                    config: EvaluationConfig) -> dict[str, dict]:
-    """Return the rank correlation of score and length within a prompt, mean over prompts."""
-    def correlate(by: Sequence[np.ndarray]) -> dict[str, float]:
-        found = [scipy.stats.spearmanr(score, j.lengths).statistic
-                 for score, j in zip(by, judged, strict=True)
-                 if len(set(score)) > 1 and len(set(j.lengths)) > 1]
-        return mean_interval(np.array(found), config)
-
-    return {"reward model": correlate(scores), "judge": correlate([j.scores for j in judged])}
+    """Return the share of pairs in which the longer response has the higher score, ties half."""
+    lengths = [j.lengths for j in judged]
+    every = choose_pairs(judged)["all"]
+    return {name: compute_pair_accuracy(list(by), lengths, every, config)
+            for name, by in (("reward model", scores), ("judge", [j.scores for j in judged]))}
 
 
 def measure_nonsense(reward_model: RewardModel, tokenizer, judged: Sequence[Judged],
@@ -213,6 +208,7 @@ def measure_nonsense(reward_model: RewardModel, tokenizer, judged: Sequence[Judg
     """Return the share of real responses that a nonsense response to the same prompt beats.
 
     For the reward model there is a control, "repeated": one word as often as nonsense has tokens.
+    "tokens" are those of nonsense, whole and as it was scored, and of the real responses.
 
     Args:
         reward_model: judges it, cut to as many tokens as its context holds.
@@ -237,7 +233,12 @@ def measure_nonsense(reward_model: RewardModel, tokenizer, judged: Sequence[Judg
               "repeated": [(score[1] > scores[i]).mean()
                            for i, score in zip(asked, found, strict=True)],
               "judge": [(nonsense[judged[i].prompt][1] > judged[i].scores).mean() for i in asked]}
-    return {name: mean_interval(np.array(shares), config) for name, shares in beaten.items()}
+    tokens = {"whole": [len(encode_response(tokenizer, nonsense[judged[i].prompt][0]))
+                        for i in asked],
+              "scored": [len(ids) for [ids] in texts],
+              "real": np.concatenate([j.lengths for j in judged])}
+    return {name: mean_interval(np.array(shares), config) for name, shares in beaten.items()} | {
+        "tokens": {name: float(np.mean(counts)) for name, counts in tokens.items()}}
 
 
 # ---- more data ---------------------------------------------------------------------------------
@@ -286,8 +287,9 @@ def learn_pairs(run: Run, source: str, seeds: int, config: EvaluationConfig) -> 
         config: for intervals.
 
     Returns:
-        `rows` of `seed`, `share`, `pairs`, `accuracy`; of the last of these reward models accuracy,
-        how far it is above the rules of length, and calibration; numbers of pairs.
+        `rows` of `seed`, `share`, `pairs`, `accuracy`; accuracy of the reward models of all pairs,
+        mean over seeds with an interval over held-out pairs, and how far it is above the two rules
+        of length; their calibration; numbers of pairs that were read and kept.
     """
     policy, tokenizer = run.policy("sft")
     limits = run.config.reward
@@ -299,8 +301,9 @@ def learn_pairs(run: Run, source: str, seeds: int, config: EvaluationConfig) -> 
                            limits.max_response_tokens) for split in ("train", "test")}
     encoded = encode_rankings(tokenizer, sets["test"], limits)
     targets = [-np.array(r.ranks, dtype=float) for r in sets["test"]]
-    every = [np.ones((len(t), len(t)), dtype=bool) for t in targets]
-    rows = []
+    lengths = [np.array([float(len(ids)) for ids in responses]) for _, responses, _ in encoded]
+    rules = {"longer wins": lengths, "shorter wins": [-n for n in lengths]}
+    rows, right, margins = [], [], []
     for seed in range(seeds):
         train = make_rng(seed, "real pairs").sample(sets["train"], len(sets["train"]))
         for share in SHARES:
@@ -308,17 +311,19 @@ def learn_pairs(run: Run, source: str, seeds: int, config: EvaluationConfig) -> 
             reward_model = train_on(longer, policy, tokenizer, some, seed)
             scores = [s.double().numpy() for s in score_rankings(reward_model, encoded,
                                                                  tokenizer.pad_token_id)]
-            accuracy = compute_accuracy(compare_pairs(scores, targets)[0])
+            accuracy = float(_right(scores, targets).mean())
             rows.append({"seed": seed, "share": share, "pairs": len(some), "accuracy": accuracy})
             run.say(f"{len(some)} pairs, seed {seed}: {accuracy:.3f}")
-    lengths = [np.array([float(len(ids)) for ids in responses]) for _, responses, _ in encoded]
-    rules = {"longer wins": lengths, "shorter wins": [-n for n in lengths]}
-    return {"rows": rows, "train": len(sets["train"]), "test": len(sets["test"]),
-            "calibration": measure_calibration(scores, targets)} | {
-        name: compute_pair_accuracy(by, targets, every, config)
-        for name, by in ({"reward model": scores} | rules).items()} | {
-        f"above {name}": mean_interval(_right(scores, targets) - _right(by, targets), config)
-        for name, by in rules.items()}
+        right.append(_right(scores, targets))
+        margins.append(compare_pairs(scores, targets)[0])
+    ours = np.mean(right, axis=0)
+    by_rule = {name: _right(by, targets) for name, by in rules.items()}
+    return {"rows": rows, "read": len(records), "train": len(sets["train"]),
+            "test": len(sets["test"]), "calibration": compute_calibration(np.concatenate(margins)),
+            "reward model": mean_interval(ours, config)} | {
+        name: mean_interval(theirs, config) for name, theirs in by_rule.items()} | {
+        f"above {name}": mean_interval(ours - theirs, config)
+        for name, theirs in by_rule.items()}
 
 
 def _right(scores: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:

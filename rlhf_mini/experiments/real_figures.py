@@ -29,10 +29,11 @@ def draw_agreement(results: dict) -> Figure:
     left.axhline(0.5, lw=0.8, color="#777777")
     left.set_xticks(range(len(KINDS)), [label.replace(" ", "\n", 1) for label in KINDS.values()])
     left.set(title="Right pairs", ylim=(0, 1))
+    right.axhline(results["agreement"]["all"]["length"]["mean"], ls="--", lw=1, color=PALETTE[2])
     rows = results["learning"]
-    for number, k in enumerate(KS):
+    for number, k in enumerate(KS, start=3):
         draw_line(right, rows, [{"k": k, "share": s} for s in SHARES], "prompts", "accuracy",
-                  f"K = {k}", number + 3)
+                  f"K = {k}", number)
     right.set(xscale="log", xlabel="ranked prompts", title="With more data")
     ticks = sorted({row["prompts"] for row in rows if row["k"] == KS[-1] and row["seed"] == 0})
     right.set_xticks(ticks, [f"{n:,}" for n in ticks])

@@ -106,8 +106,8 @@ def prepare(folder: Path) -> dict[str, str]:
     pair = {"chosen": "\n\nHuman: Is mill {0} open?\n\nAssistant: Yes, mill {0} is open.",
             "rejected": "\n\nHuman: Is mill {0} open?\n\nAssistant: Go away, number {0}."}
     lines = [json.dumps({key: text.format(i) for key, text in pair.items()}) for i in range(60)]
-    for name in ("pairs.jsonl.gz", "hh/train.jsonl.gz"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    for name in ("pairs.jsonl.gz", "hh/train.jsonl.gz", "hh-rlhf/harmless-base/test.jsonl.gz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(gzip.compress("\n".join(lines).encode()))
     write_judged(folder / "alpaca_eval" / "results")
     tokenizer = train_tokenizer(lines, 320)
