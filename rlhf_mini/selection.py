@@ -61,9 +61,9 @@ def assign_splits(records: list, seed: int, valid: float = 0.1, test: float = 0.
         DataError: if there are too few different prompts.
     """
     def text_of(record) -> str:
-        # Documents that begin with the same paragraph, such as a prompt, stay together.
-        return (record.text.partition("\n\n")[0] if isinstance(record, Document)
-                else record.prompt)
+        if isinstance(record, Document):
+            return record.text.partition("\n\n")[0]  # with the same first paragraph: together
+        return record.prompt
 
     splits = SPLITS[:2] if isinstance(records[0], Document) else SPLITS
     missing = set(splits) - {record.split for record in records}
