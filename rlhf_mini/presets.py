@@ -34,8 +34,8 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
         "evaluation": dict(batch_size=1_024),
         "compute": dict(dtype="bfloat16"),  # whether compile pays is not measured yet
     },
-    # Your own data, in texts of real length: `real-cpu` in minutes from scratch (epochs by validation
-    # loss, kl_coef by training rollouts), `real` for GPT-2 on a GPU, untuned.
+    # Your own data, in texts of real length: `real-cpu` in minutes from scratch (epochs chosen by
+    # validation loss, kl_coef by training rollouts), `real` for GPT-2 on a GPU, untuned.
     "real-cpu": {
         "town": dict(residents=12, documents=400),
         "pretrain": dict(vocab_size=2_048, context=320, steps=900, copy_steps=150, batch_size=12,
