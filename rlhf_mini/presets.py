@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
         "town": dict(residents=12, documents=400),
         "pretrain": dict(vocab_size=2_048, context=320, steps=900, copy_steps=150, batch_size=12,
                          row_tokens=320),  # the context: else its last positions learn nothing
-        "sft": dict(max_prompt_tokens=128, max_response_tokens=192, min_eos_rate=0.8),
+        "sft": dict(max_prompt_tokens=128, max_response_tokens=192, min_eos_rate=0.7),
         "ranking": dict(max_response_tokens=192),
         "reward": dict(epochs=1, max_prompt_tokens=128, max_response_tokens=192),
         "ppo": dict(max_prompt_tokens=128, max_response_tokens=192, episodes=64, kl_coef=0.1),
