@@ -1,6 +1,6 @@
 """Ask the questions of `rlhf_mini.experiments.real` of a run on real data, and record the answers.
 
-    python benchmarks/real_data.py SOURCE --out data/real --max-words 90
+    python benchmarks/real_data.py SOURCE --out data/real --max-words 80
     rlhf-mini run --preset real-cpu --out runs/real --corpus data/real/corpus.jsonl.gz \\
         --demonstrations data/real/demonstrations.jsonl.gz \\
         --rankings data/real/rankings.jsonl.gz --prompts data/real/prompts.jsonl.gz
