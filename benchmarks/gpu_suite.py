@@ -81,8 +81,8 @@ PIECES = {
         "all stages from scratch on the town, and its report",
         ("report.json", "ppo.jsonl", "ppo_ptx.jsonl", "samples.jsonl", "headline.png"),
         # a checkpoint of this size takes seconds to write: few of them
-        "--preset gpu --set pretrain.checkpoint_every=600 "
-        "--set ppo.checkpoint_every=10 --set reward.checkpoint_every=1000",
+        "--preset gpu --set ppo.checkpoint_every=1000 --set sft.checkpoint_every=1000 "
+        "--set reward.checkpoint_every=1000",
         "--preset smoke", resumes=True),
     "overoptimisation": Piece(
         "gold score against KL and RM score, by kl_coef", ("sweeps.json",),
@@ -159,8 +159,7 @@ def run_limited(command: list[str], log: Path, limit: float) -> int | None:
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg",
-        "PYTHONUNBUFFERED": "1"}
+        "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"}
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT,
                                    env=environment, start_new_session=True)

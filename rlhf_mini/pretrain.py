@@ -8,8 +8,10 @@ tokens, and Muon on the block matrices.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -124,7 +126,8 @@ def pack_rows(documents: list[list[int]], row_tokens: int, generator: torch.Gene
         ValueError: if all documents together do not fill one row.
     """
     order = torch.randperm(len(documents), generator=generator).tolist()
-    stream = torch.tensor([token for i in order for token in documents[i]])
+    tokens = chain.from_iterable(documents[i] for i in order)
+    stream = torch.from_numpy(np.fromiter(tokens, dtype=np.int64))
     rows = len(stream) // row_tokens
     if rows == 0:
         raise ValueError(f"the corpus has {len(stream)} tokens; one row needs {row_tokens}")
