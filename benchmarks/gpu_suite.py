@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from record import RECORDED, ROOT, record
+from record import RECORDED, ROOT
 
 from rlhf_mini.experiments.study import describe_device, source_state
 from rlhf_mini.pipeline import versions
@@ -73,13 +73,17 @@ PIECES = {
         "speed of training", ("throughput.json", "throughput.md"),
         "throughput.py --modes 'eager float32' 'eager bfloat16'",
         f"throughput.py {TINY} {TINY_STEPS}"),
+    "kernels": Piece(
+        "which kernels take the time", ("kernels.json", "kernels.md"),
+        "where_time_goes.py", "where_time_goes.py"),
     "trl": Piece(
         "speed beside TRL's trainers", ("speed.json", "speed.md"),
         "against_trl.py ppo sft --repeats 2",
         "against_trl.py sft --setting tiny --repeats 1 --threads 1"),
     "chain": Piece(
         "all stages from scratch on the town, and its report",
-        ("report.json", "ppo.jsonl", "ppo_ptx.jsonl", "samples.jsonl", "headline.png"),
+        ("report.json", "stages.json", "reward.json", "ppo.jsonl", "ppo_ptx.jsonl",
+         "ppo-samples.jsonl", "headline.png"),
         # a checkpoint of this size takes seconds to write: few of them
         "--preset gpu --set ppo.checkpoint_every=1000 --set sft.checkpoint_every=1000 "
         "--set reward.checkpoint_every=1000",
@@ -179,12 +183,27 @@ def run_limited(command: list[str], log: Path, limit: float) -> int | None:
 
 
 def keep_chain(args) -> None:
-    """Copy the small files of the finished chain."""
+    """Copy what the finished stages of the chain measured, and its report if it came to that."""
     run, folder = args.runs / "chain", args.out / "gpu" / "chain"
-    record(run, folder, sorted(p.stem for p in (run / "figures").glob("*.png")))
-    manifest = read_json(folder / "manifest.json")
-    device = describe_device(manifest["device"])
-    write_json(folder / "manifest.json", manifest | {"device": device})
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = sorted(run.glob("[!.]*/stage.json"), key=lambda path: path.stat().st_mtime)
+    states = [read_json(path) for path in paths]
+    sources = {f"{state['stage']}{end}": run / state["stage"] / name for state in states
+               for end, name in ((".jsonl", "metrics.jsonl"), ("-samples.jsonl", "samples.jsonl"),
+                                 (".json", "reward.json"))}
+    sources |= {"report.json": run / "report.json"}
+    sources |= {path.name: path for path in run.glob("figures/*.png")}
+    for name, source in sources.items():
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+    write_json(folder / "stages.json", [
+        {key: state[key] for key in ("stage", "seconds", "resumed", "peak_memory_mb", "summary")}
+        for state in states])
+    last = states[-1]
+    write_json(folder / "manifest.json", source_state() | {
+        key: last[key] for key in ("command", "config", "seed", "versions", "threads")} | {
+        "device": describe_device(last["device"]),
+        "seconds": round(sum(state["seconds"] for state in states), 1)})
 
 
 def run_piece(name: str, args, device: str) -> dict:
@@ -210,8 +229,8 @@ def run_piece(name: str, args, device: str) -> dict:
                 + ("; run the piece again to go on" if PIECES[name].resumes else "")}
     elif code:
         row |= {"status": "failed", "why": f"exit code {code}"}
-    elif name == "chain":
-        row |= _try(lambda: keep_chain(args))
+    if name == "chain" and any((args.runs / "chain").glob("[!.]*/stage.json")):
+        row |= _try(lambda: keep_chain(args))  # also of a chain that was stopped
     if row["status"] == "done":
         row |= check_files(folder, PIECES[name])
     tail = log.read_text("utf-8", errors="replace").splitlines()[-TAIL:]

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_mini.models import compute_position_ids, finish, freeze, project
+from rlhf_mini.models import compute_logits, compute_position_ids, finish, freeze, project
 from rlhf_mini.runtime import NonFiniteLoss
-from rlhf_mini.tensors import gather_logprobs, pick_tokens
+from rlhf_mini.tensors import gather_logprobs, pick_tokens, temper
 
 LEAVE_AT = 0.75  # finished rows leave when at most this share goes on: copying a cache costs time
 LOOK_EVERY = {"cpu": 1, "cuda": 8}  # steps between looks at who has finished, which stop a GPU
@@ -109,7 +109,7 @@ def read_prompts(
     state.bias.copy_(_bias(prompt_mask[:, None, None, :], state))
     state.position.copy_(positions[:, -1:] + 1)
     state.slot.fill_(width)
-    return state, policy.lm_head(hidden).float()
+    return state, compute_logits(policy, hidden)
 
 
 def _bias(seen: Tensor, state: State) -> Tensor:
@@ -128,7 +128,7 @@ def step(policy: PreTrainedModel, state: State, seen: int, temperature: float) -
     state.bias.index_fill_(3, state.slot, 0)
     hidden = run_cached(policy, state, state.token, state.position, state.slot,
                         state.bias[..., :seen])
-    token, logprob = _pick(policy.lm_head(hidden).float(), temperature, state.noise)
+    token, logprob = _pick(compute_logits(policy, hidden), temperature, state.noise)
     state.token.copy_(token[:, None])
     state.logprob.copy_(logprob)
     state.position += 1
@@ -137,7 +137,7 @@ def step(policy: PreTrainedModel, state: State, seen: int, temperature: float) -
 
 def _pick(logits: Tensor, temperature: float, noise: Tensor) -> tuple[Tensor, Tensor]:
     token = pick_tokens(logits, temperature, noise)
-    return token, gather_logprobs(logits / (temperature or 1), token)
+    return token, gather_logprobs(temper(logits, temperature), token)
 
 
 @dataclass

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.data import decode_response, encode_prompt, left_pad
 from rlhf_mini.decoding import check_logits, check_sampling, decode
-from rlhf_mini.models import compute_position_ids
+from rlhf_mini.models import compute_logits, compute_position_ids
 from rlhf_mini.processes import gather, process_count, process_index
-from rlhf_mini.tensors import gather_logprobs, pick_tokens
+from rlhf_mini.tensors import gather_logprobs, pick_tokens, temper
 
 
 @torch.no_grad()
@@ -60,14 +60,14 @@ def generate(
         output = policy.transformer(token_ids, attention_mask=mask, position_ids=position_ids,
                                     past_key_values=cache, use_cache=True)
         cache = output.past_key_values
-        logits = policy.lm_head(output.last_hidden_state[:, -1]).float()
+        logits = compute_logits(policy, output.last_hidden_state[:, -1])
         if t == 0:  # from here on every response has a row of its own
             check_logits(logits)
             logits, mask, position_ids = (x[prompt_of] for x in (logits, mask, position_ids))
             cache.batch_select_indices(prompt_of)
         token = pick_tokens(logits, temperature, None if noise is None else noise[rows, t])
         response_ids[rows, t], response_mask[rows, t] = token, True
-        logprobs[rows, t] = gather_logprobs(logits / (temperature or 1), token)
+        logprobs[rows, t] = gather_logprobs(temper(logits, temperature), token)
         going = (token != eos_id).nonzero()[:, 0]
         if len(going) == 0:
             break

@@ -23,11 +23,12 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from rlhf_mini.compute import compilable
 from rlhf_mini.data import PackedRankings, TokenBatch
 from rlhf_mini.loading import read_weights
-from rlhf_mini.tensors import compute_entropy, gather_logprobs, last_index, unmask
+from rlhf_mini.tensors import compute_entropy, gather_logprobs, last_index, temper, unmask
 
 # Rows per forward pass: fewer waste less on padding, more fill the processor.
 ROWS_TOGETHER = {"cpu": 32, "cuda": 256}
 LOGITS_TOGETHER = 2**25  # logits in memory at a time, 128 MiB in float32
+ROUND = {"cpu": 1, "cuda": 8}  # a GPU's matrix products are fast in multiples of 8 (16 bytes)
 
 
 def compute_position_ids(attention_mask: Tensor) -> Tensor:
@@ -158,7 +159,23 @@ def compute_response_logits(
     Returns:
         (N, V) float32; row n predicts `batch.response_ids[batch.response_mask][n]`.
     """
-    return policy.lm_head(_predicting_states(policy, batch)).float() / temperature
+    return temper(compute_logits(policy, _predicting_states(policy, batch)), temperature)
+
+
+def compute_logits(policy: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Apply the output layer to hidden states (..., D); return logits (..., V) in float32.
+
+    GPT-2's vocabulary of 50,257 is odd. On a GPU rows of zeros make it a multiple of 8; what they
+    give is left out.
+    """
+    head, kind = policy.lm_head, hidden.device.type
+    missing = -head.weight.shape[0] % ROUND[kind]
+    if missing == 0 or head.bias is not None:  # GPT-2 has none
+        return head(hidden).float()
+    weight = head.weight
+    if torch.is_autocast_enabled(kind):  # before padding: half the bytes to copy
+        weight = weight.to(torch.get_autocast_dtype(kind))
+    return F.linear(hidden, F.pad(weight, (0, 0, 0, missing)))[..., :-missing].float()
 
 
 def _predicting_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
@@ -208,18 +225,21 @@ def compute_token_logprobs(
     Returns:
         logprobs (N,) and entropies (N,), without gradient, or None.
     """
-    def predict(hidden: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits = policy.lm_head(hidden).float() / temperature
-        return (gather_logprobs(logits, token_ids),
-                compute_entropy(logits.detach()) if entropy else None)
-
     rows = max(1, LOGITS_TOGETHER // policy.config.vocab_size)
     if len(hidden) <= rows:
-        return predict(hidden, token_ids)
-    parts = [checkpoint(predict, *part, use_reentrant=False, preserve_rng_state=False)
+        return _predict(policy, hidden, token_ids, temperature, entropy)
+    parts = [checkpoint(_predict, policy, *part, temperature, entropy, use_reentrant=False,
+                        preserve_rng_state=False)
              for part in zip(hidden.split(rows), token_ids.split(rows), strict=True)]
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies) if entropy else None
+
+
+@compilable
+def _predict(policy, hidden: Tensor, token_ids: Tensor, temperature: float, entropy: bool):
+    logits = temper(compute_logits(policy, hidden), temperature)
+    return (gather_logprobs(logits, token_ids),
+            compute_entropy(logits.detach()) if entropy else None)
 
 
 class _ScalarModel(nn.Module):

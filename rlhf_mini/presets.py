@@ -15,16 +15,15 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
         "evaluation": dict(samples=1, bootstrap=200, max_response_tokens=12),
     },
     "cpu": {"ppo": dict(ptx_coef=1.0)},  # minutes; the defaults
-    # Twenty minutes on one large GPU; untuned, nobody has run it yet. Where no source stands, a
+    # A quarter of an hour on one large GPU, untuned: data/recorded/gpu. Where no source stands, a
     # guess. "Ziegler" is the released code of Ziegler et al. 2019 for GPT-2 124M.
     "gpu": {  # 32,000 prompts and 12,800 demonstrations (size x ...); paper: 31,144 and 12,725
         "town": dict(size=20, labeler_prompts=320, customer_prompts=1_280, valid_prompts=80,
                      test_prompts=80, demonstrations=640, valid_demonstrations=40),
-        # sizes and init_std of GPT-2 124M, lr of GPT-3 125M; two passes over 16 million tokens
+        # sizes, init_std of GPT-2 124M, lr of GPT-3 125M; two passes over 16 million tokens
         "pretrain": dict(vocab_size=50_257, layers=12, hidden=768, heads=12, context=1024,
                          init_std=0.02, steps=1_200, copy_steps=200, batch_size=128,
                          row_tokens=256, lr=6e-4, checkpoint_every=600),
-        # paper: 16 epochs at 9.65e-6; the base model here has read far less
         "sft": dict(epochs=2, batch_size=32, lr=5e-5, dropout=0.2, checkpoint_every=400),
         "ranking": dict(prompts=16_000, valid_prompts=400, test_prompts=800, batch_size=1_024),
         "reward": dict(epochs=1, batch_size=64, lr=5e-5, checkpoint_every=250),  # lr: Ziegler

@@ -95,6 +95,11 @@ def compute_entropy(logits: Tensor) -> Tensor:
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
+def temper(logits: Tensor, temperature: float) -> Tensor:
+    r"""Return logits (..., V) divided by T; T = 0 (greedy) leaves them as they are, as does 1."""
+    return logits if temperature in (0, 1) else logits / temperature
+
+
 def pick_tokens(logits: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
     r"""Pick tokens from $\mathrm{softmax}(\text{logits}/T)$: invert its distribution function.
 
@@ -111,7 +116,7 @@ def pick_tokens(logits: Tensor, temperature: float, noise: Tensor | None) -> Ten
     """
     if temperature == 0:
         return logits.argmax(-1)
-    below = (logits / temperature).softmax(-1).cumsum(-1)
+    below = temper(logits, temperature).softmax(-1).cumsum(-1)
     u = noise[:, None] * below[:, -1:]
     return torch.searchsorted(below, u, right=True)[:, 0].clamp(max=below.shape[1] - 1)
 

@@ -118,7 +118,7 @@ MUTANTS = [
            "            [torch.zeros_like(batch.prompt_mask), batch.response_mask], 1))",
            "test_models.py::test_value_model_reads_the_state_before_each_token"),
     Mutant("temperature-multiplies", "logits times T instead of logits / T",
-           "models:compute_token_logprobs", ".float() / temperature", ".float() * temperature",
+           "tensors:temper", "logits / temperature", "logits * temperature",
            "test_models.py::test_logprobs_and_entropy_equal_transformers_one_unpadded_"
            "sequence_at_a_time"),
     Mutant("last-at-minus-one", "the last column is taken for the last token, padding or not",
@@ -150,9 +150,13 @@ MUTANTS = [
            "test_models.py::test_layers_equal_transformers"),
     Mutant("logits-kept-for-the-backward-pass", "parts are made one by one, but all are kept",
            "models:compute_token_logprobs",
-           "checkpoint(predict, *part, use_reentrant=False, preserve_rng_state=False)",
-           "predict(*part)",
+           "checkpoint(_predict, policy, *part, temperature, entropy, use_reentrant=False,\n"
+           "                        preserve_rng_state=False)",
+           "_predict(policy, *part, temperature, entropy)",
            "test_models.py::test_no_more_logits_than_the_budget_are_made_or_kept"),
+    Mutant("zeros-in-the-vocabulary", "tokens that do not exist, with a logit of 0",
+           "models:compute_logits", "[..., :-missing]", "",
+           "test_models.py::test_rows_of_zeros_in_the_output_layer_change_nothing"),
     Mutant("packed-responses-see-each-other", "a causal mask only: the score of a response depends "
            "on those before it", "models:RewardModel.packed_scores",
            "causal & ((key == 0) | (key == query))", "causal & (key >= -1) & (query >= -1)",
@@ -171,7 +175,7 @@ MUTANTS = [
            "test_loading.py::test_any_other_activation_is_kept"),
     # ---- sampling
     Mutant("sampling-ignores-temperature", "samples at T = 1 whatever was asked for",
-           "tensors:pick_tokens", "(logits / temperature)", "logits",
+           "tensors:pick_tokens", "temper(logits, temperature)", "logits",
            "test_tensors.py::test_a_token_owns_as_much_of_the_noise_as_its_probability"),
     Mutant("greedy-samples", "temperature 0 still samples",
            "tensors:pick_tokens", "if temperature == 0:\n        return logits.argmax(-1)",
@@ -216,7 +220,7 @@ MUTANTS = [
            "decoding:decode", "ended.cumsum(1) - ended.long() == 0", "ids != pad_id",
            "test_decoding.py::test_it_does_not_matter_when_finished_rows_leave"),
     Mutant("logprob-without-temperature", "the log-probs are of another distribution than the "
-           "tokens", "decoding:_pick", "logits / (temperature or 1)", "logits",
+           "tokens", "decoding:_pick", "temper(logits, temperature)", "logits",
            "test_decoding.py::test_logprobs_equal_those_of_a_full_forward"),
     Mutant("autocast-ignored", "sampling in full precision, at the price of it",
            "decoding:Runner.of", "torch.is_autocast_enabled(kind)", "False",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from argparse import Namespace
@@ -20,12 +21,13 @@ import parity  # noqa: E402
 import rollout  # noqa: E402
 import sweeps  # noqa: E402
 import throughput  # noqa: E402
+import where_time_goes  # noqa: E402
 
 from rlhf_mini.__main__ import build_parser  # noqa: E402
 from rlhf_mini.config import load_preset, override  # noqa: E402
 
 SCRIPTS = {module.__name__: module for module in (against_trl, gpu_figures, parity, rollout, sweeps,
-                                                  throughput)}
+                                                  throughput, where_time_goes)}
 
 
 class Understood(Exception):
@@ -115,6 +117,28 @@ def test_a_slow_piece_is_asked_to_stop_and_saves_what_it_has(monkeypatch, tmp_pa
     assert json.loads((tmp_path / "out/gpu/piece/failed.json").read_text())["log_tail"] == ["saved"]
 
 
+def test_a_chain_that_was_stopped_keeps_what_its_finished_stages_measured(monkeypatch, tmp_path):
+    chain, folder = tmp_path / "runs/chain", tmp_path / "out/gpu/chain"
+    settings = dict(command="rlhf-mini run", config={}, seed=3, versions={}, threads=2,
+                    device="cpu", resumed=False, peak_memory_mb=9, summary="fine")
+    for age, name in enumerate(("sft", ".ppo.work", "base")):  # base was made before sft
+        (chain / name).mkdir(parents=True)
+        (chain / name / "metrics.jsonl").write_text(f"{name}\n")
+        (chain / name / "stage.json").write_text(json.dumps(
+            settings | {"stage": name, "seconds": 1.5}))
+        os.utime(chain / name / "stage.json", (10 - age, 10 - age))
+    monkeypatch.setattr(gpu_suite, "command_of", lambda *a: [sys.executable, "-c", "exit(130)"])
+    row = gpu_suite.run_piece("chain", options(tmp_path), "cpu")
+    assert row["status"] == "failed" and row["why"] == "exit code 130"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "base.jsonl", "failed.json", "manifest.json", "sft.jsonl", "stages.json"]
+    assert (folder / "sft.jsonl").read_text() == "sft\n"
+    stages = json.loads((folder / "stages.json").read_text())
+    assert [stage["stage"] for stage in stages] == ["base", "sft"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["seconds"] == 3 and manifest["seed"] == 3 and "commit" in manifest
+
+
 def test_a_piece_that_does_not_stop_is_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_suite, "GRACE", 1)
     make_piece(monkeypatch, "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -144,7 +168,7 @@ def test_the_list_names_every_piece_and_file(monkeypatch, capsys):
 
 
 def test_with_tiny_models_the_pieces_leave_what_they_promise(monkeypatch, tmp_path):
-    names = ["rollout", "chain", "overoptimisation", "figures"]
+    names = ["rollout", "kernels", "chain", "overoptimisation", "figures"]
     monkeypatch.setattr(sys, "argv", [
         "gpu_suite.py", *names, "--preset", "smoke", "--out", str(tmp_path / "out"), "--runs",
         str(tmp_path / "runs"), "--set", "ppo.iterations=2"])

@@ -10,6 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ from rlhf_mini.loading import load_policy, save_model
 from rlhf_mini.models import (
     RewardModel,
     ValueModel,
+    compute_logits,
     compute_position_ids,
     compute_response_logits,
     compute_response_logprobs,
@@ -200,6 +202,32 @@ def test_logits_in_parts_change_neither_values_nor_gradients(policy, monkeypatch
     table = (HIDDEN.double() @ policy.lm_head.weight.detach().double().T / 0.7).log_softmax(-1)
     np.testing.assert_allclose(whole[0].detach(), table[range(50), NEXT], **FP32)
     np.testing.assert_allclose(whole[1], -(table.exp() * table).sum(-1), **FP32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("multiple, rows", [(7, 322), (V + 3, V + 3), (64, V)])
+def test_rows_of_zeros_in_the_output_layer_change_nothing(
+        policy, monkeypatch, multiple, rows, dtype):
+    def compute(shape):
+        hidden = HIDDEN.view(*shape, -1).clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = compute_logits(policy, hidden)
+        assert logits.shape == (*shape, V) and logits.dtype == torch.float32
+        loss = (logits.log_softmax(-1)[..., 0] * torch.arange(50).view(shape)).mean()
+        return logits, *torch.autograd.grad(loss, [hidden, policy.lm_head.weight])
+
+    padded: list[tuple] = []
+    for shape in [(50,), (5, 10)]:
+        plain = compute(shape)
+        padded.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("rlhf_mini.models.ROUND", {"cpu": multiple})
+            patch.setattr("rlhf_mini.models.F.pad", lambda x, by, pad=F.pad: (
+                padded.append((x.dtype, x.shape[0] + by[-1])), pad(x, by))[1])
+            ours = compute(shape)
+        assert padded == ([(dtype, rows)] if rows > V else [])
+        for one, other in zip(ours, plain, strict=True):
+            torch.testing.assert_close(one, other, **FP32)
 
 
 @pytest.mark.parametrize("budget, parts", [(7 * V, 8), (25 * V, 2), (50 * V, 1), (1, 50)])
