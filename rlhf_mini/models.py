@@ -238,8 +238,7 @@ def compute_token_logprobs(
 @compilable
 def _predict(policy, hidden: Tensor, token_ids: Tensor, temperature: float, entropy: bool):
     logits = temper(compute_logits(policy, hidden), temperature)
-    return (gather_logprobs(logits, token_ids),
-            compute_entropy(logits.detach()) if entropy else None)
+    return gather_logprobs(logits, token_ids), compute_entropy(logits.detach()) if entropy else None
 
 
 class _ScalarModel(nn.Module):

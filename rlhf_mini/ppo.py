@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_mini.compute import side_by_side
 from rlhf_mini.config import PPOConfig
 from rlhf_mini.data import Prompt
 from rlhf_mini.kl import KLController
 from rlhf_mini.models import ValueModel, compute_response_logprobs, freeze
 from rlhf_mini.pretrain import lm_loss
-from rlhf_mini.processes import check_shares, combine, share_gradients, take_share
+from rlhf_mini.processes import check_shares, combine, run_backward, share_gradients, take_share
 from rlhf_mini.rollout import (
     PromptSampler,
     Rollout,
@@ -149,28 +150,33 @@ def update_minibatch(
     Raises:
         NonFiniteLoss: before anything was changed.
     """
-    def compute_loss() -> tuple[Tensor, dict[str, float]]:
-        mask = rollout.batch.response_mask
-        logprobs, _ = compute_response_logprobs(policy, rollout.batch, config.temperature,
-                                                entropy=False)
-        loss, stats = policy_loss(logprobs, rollout.old_logprobs, targets.advantages, mask,
-                                  config.clip_range)
-        v_loss, v_stats = value_loss(value_model(rollout.batch), rollout.values, targets.returns,
-                                     mask, config.value_clip_range)
-        loss = loss + config.vf_coef * v_loss
-        loss, stats = combine(loss, stats | v_stats | {"loss": loss.item()}, mask.sum())
+    batch, mask = rollout.batch, rollout.batch.response_mask
+
+    def policy_side() -> tuple[Tensor, dict[str, float]]:
+        logprobs, _ = compute_response_logprobs(policy, batch, config.temperature, entropy=False)
+        return policy_loss(logprobs, rollout.old_logprobs, targets.advantages, mask,
+                           config.clip_range)
+
+    def value_side() -> tuple[Tensor, dict[str, float]]:
+        return value_loss(value_model(batch), rollout.values, targets.returns, mask,
+                          config.value_clip_range)
+
+    def compute_losses() -> tuple[list[Tensor], dict[str, float]]:
+        sides = side_by_side(mask.device, policy_side, value_side)
+        (loss, stats), (v_loss, v_stats) = (combine(*side, mask.sum()) for side in sides)
+        stats |= v_stats | {"loss": stats["policy_loss"] + config.vf_coef * v_stats["value_loss"]}
         if ptx_rows is not None:
             p_loss, p_stats = combine(*ptx_loss(policy, ptx_rows), len(ptx_rows))
             loss = loss + config.ptx_coef * p_loss
             stats["loss"] += config.ptx_coef * p_stats["ptx_loss"]
             stats |= p_stats
-        return loss, stats
+        return [loss, config.vf_coef * v_loss], stats
 
     together = together or share_gradients(policy, value_model)  # kept until backward is done
-    loss, stats = together(compute_loss)
-    check_finite(loss, step, "PPO minibatch")
+    losses, stats = together(compute_losses)
+    check_finite(stats["loss"], step, "PPO minibatch")
     optimizer.zero_grad()
-    loss.backward()
+    run_backward(losses)
     norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
     nn.utils.clip_grad_norm_(value_model.parameters(), config.max_grad_norm)
     optimizer.step()
@@ -216,8 +222,8 @@ def update(
             history.append(stats)
         if 0 < config.update_kl_stop < history[-1]["approx_kl"]:
             break
-    means = {name: sum(h[name] for h in history) / len(history) for name in history[0]}
     first = history[0]
+    means = {name: sum(h[name] for h in history) / len(history) for name in first}
     return means | {"ratio_min": min(h["ratio_min"] for h in history),
                     "ratio_max": max(h["ratio_max"] for h in history),
                     "first_ratio_error": max(first["ratio_max"] - 1, 1 - first["ratio_min"])}

@@ -5,8 +5,7 @@
 Every process holds all models and does all that one process would do, but of each batch it takes
 its share only. Gradients are averaged over the processes (PyTorch's DistributedDataParallel), so
 that all take the same step. Models are not split over processes (FSDP): sampling, checkpoints and
-the average policy read whole weights. The first process writes; the others work in a folder that
-is thrown away. With one process each function here is the trivial one.
+the average policy read whole weights. The first process writes; what others write is thrown away.
 """
 
 from __future__ import annotations
@@ -15,14 +14,16 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-Step = Callable[[], tuple[Tensor, dict[str, float]]]  # computes a loss and its stats
+from rlhf_mini.compute import side_by_side
+
+Step = Callable[[], tuple]  # computes a loss, or several, and their stats
 
 
 def process_count() -> int:
@@ -80,23 +81,32 @@ class _Computed(nn.Module):
         super().__init__()
         self.models = nn.ModuleList(models)
 
-    def forward(self, compute: Step) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, compute: Step):
         return compute()
 
 
-def share_gradients(*models: nn.Module) -> Callable[[Step], tuple[Tensor, dict[str, float]]]:
-    """Return a function that computes a loss so that its backward pass averages the gradients.
+def share_gradients(*models: nn.Module) -> Callable[[Step], tuple]:
+    """Return a function that computes losses so that their backward pass averages the gradients.
 
     Args:
-        *models: all that the loss trains; each of their parameters must take part in it.
+        *models: all that is trained; each of their parameters must take part in it.
 
     Returns:
-        A function that calls the function it is given, which returns a scalar loss and stats.
+        A function that calls the function it is given, which returns one or several scalar losses
+        and stats.
     """
     together = _Computed(models)
     if process_count() == 1:
         return together
     return _accelerator(next(together.parameters()).device).prepare_model(together)
+
+
+def run_backward(losses: Sequence[Tensor]) -> None:
+    """Compute the gradients of two scalar losses that train different models."""
+    if process_count() > 1:
+        sum(losses).backward()  # DDP averages in one pass
+    else:
+        side_by_side(losses[0].device, *[loss.backward for loss in losses])
 
 
 def take_share(items):

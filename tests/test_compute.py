@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import shutil
+import threading
+import time
 
 import pytest
 import torch
 from toys import make_batch, make_reward_model
 
-from rlhf_mini.compute import compilable, computing
+from rlhf_mini.compute import compilable, computing, side_by_side
 from rlhf_mini.config import ComputeConfig, SFTConfig, load_preset, override
 from rlhf_mini.models import RewardModel, ValueModel, compute_response_logprobs
 from rlhf_mini.sft import sft_loss
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BF16 = ComputeConfig(dtype="bfloat16")
 # bfloat16 keeps 8 bits: each product's inputs are rounded by up to 2**-9 of their size. The toy's
 # logits are below 4 in size and pass through two layers.
@@ -126,3 +128,60 @@ def test_other_types_are_refused():
 def test_settings_of_computing_have_no_name_of_another_stage():
     assert override(load_preset("cpu"), ["dtype=bfloat16"]).compute.dtype == "bfloat16"
     assert not hasattr(SFTConfig(), "compile")
+
+
+# ---- two threads ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads, and set it back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def look(barrier=None):
+    """What a thread sees of torch's settings; waits until another looks too."""
+    if barrier:
+        barrier.wait(timeout=20)
+    return (threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled(),
+            torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+
+
+@pytest.mark.parametrize("config", [ComputeConfig(), BF16])
+def test_with_two_threads_two_functions_run_at_once_each_in_one(threads, config):
+    threads(2)
+    barrier = threading.Barrier(2)
+    with computing(config, CPU):
+        first, second = side_by_side(CPU, lambda: look(barrier), lambda: look(barrier))
+    assert first[0] == threading.get_ident() != second[0]
+    assert first[1:] == second[1:]
+    assert first[1:4] == (1, True, config is BF16)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("count, device, config", [
+    (1, CPU, ComputeConfig()), (3, CPU, ComputeConfig()), (2, CUDA, ComputeConfig()),
+    (2, CPU, ComputeConfig(compile=True))])
+def test_otherwise_they_run_one_after_the_other(threads, count, device, config):
+    threads(count)
+    with computing(config, CPU):
+        first, second = side_by_side(device, look, look)
+    assert first == second == look() and first[1] == count
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_in_one_of_two_threads_is_raised_when_both_are_done(threads, bad):
+    threads(2)
+    done = []
+
+    def work(number):
+        if number == bad:
+            raise ZeroDivisionError(str(number))
+        time.sleep(0.2)
+        done.append(number)
+
+    with pytest.raises(ZeroDivisionError, match=str(bad)):
+        side_by_side(CPU, lambda: work(0), lambda: work(1))
+    assert done == [1 - bad] and torch.get_num_threads() == 2

@@ -323,6 +323,27 @@ def test_the_ratio_is_one_on_the_first_minibatch(tokenizer, temperature):
     assert stats["ratio_max"] > 1 + 1e-4  # later minibatches moved
 
 
+@pytest.mark.parametrize("ptx_coef", [0.0, 0.5])
+def test_two_threads_take_the_steps_of_one_and_the_same_again(tokenizer, ptx_coef):
+    config = dataclasses.replace(CONFIG, ptx_coef=ptx_coef)
+    rows = torch.randint(V, (8, 12), generator=torch.Generator().manual_seed(0))
+    found = []
+    for threads in (1, 2, 2):
+        policy, value_model, rollout, targets = setting(tokenizer, config)
+        torch.set_num_threads(threads)
+        try:
+            stats = update(policy, value_model, build_optimizer(policy, value_model, config),
+                           rollout, targets, config, make_generator(0, "m"),
+                           rows if ptx_coef else None)
+        finally:
+            torch.set_num_threads(1)
+        found.append([torch.tensor(list(stats.values())), *policy.parameters(),
+                      *value_model.parameters()])
+    for one, two, again in zip(*found, strict=True):
+        assert torch.equal(two, again)
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_would_show_in_the_first_ratio(tokenizer):
     policy, value_model, rollout, targets = setting(tokenizer)
     for block in policy.transformer.h:
