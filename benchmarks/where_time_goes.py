@@ -2,9 +2,9 @@
 
     python benchmarks/where_time_goes.py
 
-The models, batches and steps are those of `throughput.py` and `rollout.py`. Writes kernels.json (per
-piece of work the seconds of a run without the profiler, and the seconds of each kernel, longest
-first), kernels.md and manifest.json. Where a run takes longer than its kernels, a GPU waits.
+The models, batches and steps are those of `throughput.py` and `rollout.py`. Writes kernels.json
+(for each piece of work the seconds of a run without the profiler, and the seconds of each kernel,
+longest first), kernels.md and manifest.json. Where a run outlasts its kernels, a GPU waits.
 """
 
 from __future__ import annotations
