@@ -185,7 +185,8 @@ def run_limited(command: list[str], log: Path, limit: float) -> int | None:
 def keep_chain(args) -> None:
     """Copy what the finished stages of the chain measured, and its report if it came to that."""
     run, folder = args.runs / "chain", args.out / "gpu" / "chain"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier chain may stay
+    folder.mkdir(parents=True)
     paths = sorted(run.glob("[!.]*/stage.json"), key=lambda path: path.stat().st_mtime)
     states = [read_json(path) for path in paths]
     sources = {f"{state['stage']}{end}": run / state["stage"] / name for state in states

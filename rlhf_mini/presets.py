@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
         "sft": dict(epochs=2, batch_size=32, lr=5e-5, dropout=0.2, checkpoint_every=400),
         "ranking": dict(prompts=16_000, valid_prompts=400, test_prompts=800, batch_size=1_024),
         "reward": dict(epochs=1, batch_size=64, lr=5e-5, checkpoint_every=250),  # lr: Ziegler
-        # paper, but lr: Ziegler (paper: 2.55e-6 to 2.55e-5 tried), iterations, kl_coef as on a CPU;
+        # paper, but lr: Ziegler (paper: 2.55e-6 to 2.55e-5 tried), iterations, warm-up, kl_coef;
         # ema_decay reaches as far back, as a part of the run, as the paper's 0.992 in 500 rollouts
         "ppo": dict(iterations=40, episodes=512, minibatches=8, epochs=1, warmup_iterations=5,
                     lr=1e-5, value_lr=9e-6, ema_decay=0.9, ptx_coef=1.0, checkpoint_every=20),
