@@ -106,6 +106,8 @@ def encode_documents(
     """Tokenize documents; each ends in EOS, whatever its text spells."""
     tokenize = tokenizer.backend_tokenizer  # without transformers' records of each text: faster
     tokenize.encode_special_tokens = True  # "<|endoftext|>" in a text is plain text
+    tokenize.no_truncation()  # whatever its file says
+    tokenize.no_padding()
     encoded = []
     for start in range(0, len(documents), 1_000):  # the records of all texts would be GB
         texts = [d.text for d in documents[start:start + 1_000]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections import Counter
@@ -232,3 +233,17 @@ def test_rows_of_an_epoch_are_all_different():
     documents = [[i] * 3 + [0] for i in range(2, 50)]
     rows = pack_rows(documents, 4, generator)
     torch.testing.assert_close(rows.sort(0).values, torch.tensor(documents), **EXACT)
+
+
+def test_documents_are_encoded_whole_and_as_typed_whatever_the_tokenizer_was_told(tokenizer):
+    texts = ["a <|endoftext|> b", "c" * 40, "d"]
+    tokenizer = copy.deepcopy(tokenizer)
+    typed = [tokenizer.encode(t, add_special_tokens=False, split_special_tokens=True)
+             for t in texts]
+    tokenizer.backend_tokenizer.encode_special_tokens = False
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(pad_id=tokenizer.pad_token_id)
+    eos = tokenizer.eos_token_id
+    found = encode_documents(tokenizer, [Document(str(i), t) for i, t in enumerate(texts)])
+    assert found == [[*ids, eos] for ids in typed]
+    assert found[0].count(eos) == 1
