@@ -49,6 +49,13 @@ def freeze(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
+@torch.no_grad()
+def copy_weights(to: nn.Module, source: nn.Module) -> None:
+    """Write a model's weights into another of its kind."""
+    for mine, theirs in zip(to.parameters(), source.parameters(), strict=True):
+        mine.copy_(theirs)
+
+
 def set_residual_dropout(policy: PreTrainedModel, p: float) -> None:
     """Set the dropout after each attention and MLP block, and turn any other dropout off.
 

@@ -17,9 +17,9 @@ from rlhf_mini.compute import side_by_side
 from rlhf_mini.config import PPOConfig
 from rlhf_mini.data import Prompt
 from rlhf_mini.kl import KLController
-from rlhf_mini.models import ValueModel, compute_response_logprobs, freeze
+from rlhf_mini.models import ValueModel, compute_response_logprobs, copy_weights, freeze
 from rlhf_mini.pretrain import lm_loss
-from rlhf_mini.processes import check_shares, combine, run_backward, share_gradients, take_share
+from rlhf_mini.processes import Together, check_shares, combine, run_backward, take_share
 from rlhf_mini.rollout import (
     PromptSampler,
     Rollout,
@@ -129,7 +129,7 @@ def build_optimizer(
 def update_minibatch(
     policy: PreTrainedModel, value_model: ValueModel, optimizer: torch.optim.Optimizer,
     rollout: Rollout, targets: Targets, config: PPOConfig, ptx_rows: Tensor | None, step: int,
-    together: Callable | None = None,
+    together: Together | None = None,
 ) -> dict[str, float]:
     """Take one optimiser step on a minibatch of episodes.
 
@@ -142,7 +142,7 @@ def update_minibatch(
         config: clip ranges and coefficients.
         ptx_rows: (N, L) corpus text, or None without pretraining mix.
         step: iteration, for the message of a non-finite loss.
-        together: from `share_gradients`, if several processes train.
+        together: policy and value model, if several processes train them.
 
     Returns:
         Stats of the losses and gradients before the step.
@@ -172,7 +172,7 @@ def update_minibatch(
             stats |= p_stats
         return [loss, config.vf_coef * v_loss], stats
 
-    together = together or share_gradients(policy, value_model)  # kept until backward is done
+    together = together or Together([policy, value_model], [optimizer])  # until backward is done
     losses, stats = together(compute_losses)
     check_finite(stats["loss"], step, "PPO minibatch")
     optimizer.zero_grad()
@@ -186,7 +186,7 @@ def update_minibatch(
 def update(
     policy: PreTrainedModel, value_model: ValueModel, optimizer: torch.optim.Optimizer,
     rollout: Rollout, targets: Targets, config: PPOConfig, generator: torch.Generator,
-    ptx_rows: Tensor | None = None, step: int = 0, together: Callable | None = None,
+    ptx_rows: Tensor | None = None, step: int = 0, together: Together | None = None,
 ) -> dict[str, float]:
     """Go over the rollout `config.epochs` times in random minibatches.
 
@@ -198,7 +198,7 @@ def update(
         generator: of the minibatches, on the CPU.
         ptx_rows: (N, L) corpus text, split over the minibatches; None without pretraining mix.
         step: iteration, for messages.
-        together: from `share_gradients`, if several processes train.
+        together: policy and value model, if several processes train them.
 
     Returns:
         Means of the stats over the minibatches; `first_ratio_error` is max |ratio - 1| of the first
@@ -208,7 +208,7 @@ def update(
     episodes = len(rollout.scores)
     size = episodes // config.minibatches
     steps = config.epochs * config.minibatches
-    together = together or share_gradients(policy, value_model)
+    together = together or Together([policy, value_model], [optimizer])
     chunks = [None] * steps if ptx_rows is None else [
         take_share(rows) for rows in ptx_rows.tensor_split(steps)]
     for epoch in range(config.epochs):
@@ -269,38 +269,37 @@ def train_ppo(
         ValueError: if ptx_coef lacks a corpus, a prompt is too long, or a loss is not finite.
     """
     _check(config, corpus_rows)
-    ref_policy = freeze(policy)
-    average = freeze(policy) if config.ema_decay > 0 else policy
+    ref_policy, average = freeze(policy), freeze(policy) if config.ema_decay > 0 else policy
     optimizer = build_optimizer(policy, value_model, config)
-    record = TrainingRecord(directory, dict(policy=policy, value_model=value_model,
-                                            ref_policy=ref_policy, average=average),
-                            {"adam": optimizer}, config.checkpoint_every)
+    models = dict(policy=policy, value_model=value_model, ref_policy=ref_policy, average=average)
+    record = TrainingRecord(directory, models, {"adam": optimizer}, config.checkpoint_every)
     first, kept = record.restore(kl_coef=config.kl_coef, stopped=False)
     controller = KLController(kept["kl_coef"], config.kl_target, config.kl_horizon)
     sampler = PromptSampler(prompts, config.episodes, seed)
-    bar, together = progress(config.iterations, "ppo", first), share_gradients(policy, value_model)
+    bar = progress(config.iterations, "ppo", first)
+    together = Together([policy, value_model], [optimizer])
     for iteration in range(first, config.iterations):
         if kept["stopped"]:
             break
         drawn = sampler.draw(iteration)
-        rollout, responses = collect_rollout(
-            policy, ref_policy, value_model, score, tokenizer, drawn, config,
-            make_generator(seed, "rollout", str(iteration), device=policy.device))
+        with together.whole():
+            rollout, responses = collect_rollout(
+                policy, ref_policy, value_model, score, tokenizer, drawn, config,
+                make_generator(seed, "rollout", str(iteration), device=policy.device))
         targets = compute_targets(rollout, controller.kl_coef, config)
         stats = compute_rollout_stats(rollout, targets) | {"kl_coef": controller.kl_coef}
-        if grade:
-            stats["gold"] = sum(map(grade, drawn, responses)) / len(drawn)
+        stats |= {"gold": sum(map(grade, drawn, responses)) / len(drawn)} if grade else {}
         kept["stopped"] = 0 < config.kl_stop < stats["kl_per_sequence"]
         if not kept["stopped"]:
-            stats |= _learn(policy, value_model, optimizer, rollout, targets, config, corpus_rows,
-                            seed, iteration, together)
+            stats |= _learn(policy, value_model, average, optimizer, rollout, targets, config,
+                            corpus_rows, seed, iteration, together)
             controller.update(stats["kl_per_sequence"], config.episodes)
-            update_ema(average, policy, config.ema_decay)
         record.log(iteration, **stats)
         bar.update(1, **{n: stats[n] for n in ("score", "gold", "kl_per_sequence") if n in stats})
         record.save(iteration + 1, kl_coef=controller.kl_coef, stopped=kept["stopped"])
     bar.close()
-    policy.load_state_dict(average.state_dict())
+    together.end()
+    copy_weights(policy, average)
     return record.history
 
 
@@ -313,8 +312,8 @@ def _check(config: PPOConfig, corpus_rows: Tensor | None) -> None:
         check_shares(ppo__ptx_rows=config.ptx_rows)
 
 
-def _learn(policy, value_model, optimizer, rollout, targets, config: PPOConfig, corpus_rows,
-           seed: int, iteration: int, together: Callable) -> dict[str, float]:
+def _learn(policy, value_model, average, optimizer, rollout, targets, config: PPOConfig,
+           corpus_rows, seed: int, iteration: int, together: Together) -> dict[str, float]:
     generator = make_generator(seed, "minibatches", str(iteration))
     factor = warmup_factor(iteration, config.warmup_iterations)
     for group, peak in zip(optimizer.param_groups, (config.lr, config.value_lr), strict=True):
@@ -322,6 +321,8 @@ def _learn(policy, value_model, optimizer, rollout, targets, config: PPOConfig, 
     ptx_rows = _draw_ptx_rows(corpus_rows, config, generator, policy.device)
     stats = update(policy, value_model, optimizer, rollout, targets, config, generator, ptx_rows,
                    iteration, together)
+    with together.whole():
+        update_ema(average, policy, config.ema_decay)
     return stats | {"lr": config.lr * factor}
 
 

@@ -27,7 +27,7 @@ from rlhf_mini.config import PretrainConfig
 from rlhf_mini.data import Document
 from rlhf_mini.loading import EOS_TOKEN, PAD_TOKEN
 from rlhf_mini.models import compute_token_logprobs, run_layers
-from rlhf_mini.processes import check_shares, combine, share_gradients, take_share
+from rlhf_mini.processes import Together, check_shares, combine, take_share
 from rlhf_mini.runtime import check_finite, make_generator, progress
 from rlhf_mini.training import TrainingRecord, cosine_lr
 
@@ -205,7 +205,7 @@ def train_base_model(
                             dict(zip(("muon", "adamw"), optimizers, strict=True)),
                             config.checkpoint_every)
     first, _ = record.restore()
-    bar, together = progress(config.steps, "pretrain", first), share_gradients(model)
+    bar, together = progress(config.steps, "pretrain", first), Together([model], optimizers)
     epoch, rows = -1, torch.empty(0)
     per_epoch = sum(map(len, encoded)) // config.row_tokens // config.batch_size
     model.train()
@@ -235,6 +235,7 @@ def train_base_model(
         bar.update(1, **stats)
         record.save(step + 1)
     bar.close()
+    together.end()
     model.eval()
     return record.history
 

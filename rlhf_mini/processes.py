@@ -2,10 +2,14 @@
 
     torchrun --nproc_per_node=2 -m rlhf_mini run --out runs/two
 
-Every process holds all models and does all that one process would do, but of each batch it takes
-its share only. Gradients are averaged over the processes (PyTorch's DistributedDataParallel), so
-that all take the same step. Models are not split over processes (FSDP): sampling, checkpoints and
-the average policy read whole weights. The first process writes; what others write is thrown away.
+Every process does all that one process would do, but of each batch it takes its share only. The
+gradients are averaged over the processes, so that all take the same step. Every process holds all
+models (PyTorch's DistributedDataParallel, DDP), or of those that are trained, between the steps, a
+part only (`fully_shard`, FSDP), if accelerate is told so:
+
+    accelerate launch --num_processes 2 --use_fsdp -m rlhf_mini run --out runs/two
+
+The first process writes; what others write is thrown away.
 """
 
 from __future__ import annotations
@@ -48,21 +52,24 @@ def join_processes(device: torch.device) -> None:
         device: "cpu" (gloo connects) or "cuda" (NCCL connects, one GPU per process).
 
     Raises:
-        ValueError: if accelerate is missing or told to split models (FSDP, DeepSpeed), or there are
-            fewer GPUs than processes.
+        ValueError: if accelerate is missing or told to use DeepSpeed, or there are fewer GPUs than
+            processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
-    for splitter in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{splitter}", "false").lower() in ("true", "1"):
-            raise ValueError(f"ACCELERATE_USE_{splitter} is set, and here each process must hold "
-                             "whole models: start with torchrun, or accelerate launch --multi_gpu")
+    if _accelerate_uses("DEEPSPEED"):
+        raise ValueError("ACCELERATE_USE_DEEPSPEED is set, and DeepSpeed is not supported: start "
+                         "with torchrun, or with accelerate launch --multi_gpu or --use_fsdp")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda" and here > torch.cuda.device_count():
         raise ValueError(f"torchrun started {here} processes here, and there are "
                          f"{torch.cuda.device_count()} GPUs: give --nproc_per_node="
                          f"{torch.cuda.device_count()}, or --device cpu")
     _accelerator(device)
+
+
+def _accelerate_uses(engine: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1")
 
 
 def _accelerator(device: torch.device):
@@ -77,7 +84,7 @@ def _accelerator(device: torch.device):
 class _Computed(nn.Module):
     """Whatever is computed inside of its forward pass, with these models."""
 
-    def __init__(self, models: tuple[nn.Module, ...]):
+    def __init__(self, models: Sequence[nn.Module]):
         super().__init__()
         self.models = nn.ModuleList(models)
 
@@ -85,26 +92,81 @@ class _Computed(nn.Module):
         return compute()
 
 
-def share_gradients(*models: nn.Module) -> Callable[[Step], tuple]:
-    """Return a function that computes losses so that their backward pass averages the gradients.
+class Together:
+    """Models that all processes train together; with one process, models as they are.
+
+    Where they are split, a process holds a part of each weight, its gradient and what the optimiser
+    keeps about it. For each step all parts come together, and each process leaves with its own.
 
     Args:
-        *models: all that is trained; each of their parameters must take part in it.
-
-    Returns:
-        A function that calls the function it is given, which returns one or several scalar losses
-        and stats.
+        models: all that is trained; each of their parameters must take part in it.
+        optimizers: of these parameters, in the state that training begins with.
     """
-    together = _Computed(models)
-    if process_count() == 1:
-        return together
-    return _accelerator(next(together.parameters()).device).prepare_model(together)
+
+    def __init__(
+        self, models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer],
+    ):
+        self.computed: nn.Module = _Computed(models)
+        self.split = process_count() > 1 and _accelerate_uses("FSDP")
+        if self.split:
+            _split(self.computed, optimizers)
+        elif process_count() > 1:
+            device = next(self.computed.parameters()).device
+            self.computed = _accelerator(device).prepare_model(self.computed)
+
+    def __call__(self, compute: Step) -> tuple:
+        """Compute losses so that their backward pass averages the gradients over the processes.
+
+        Args:
+            compute: returns one or several scalar losses, and stats; so does this.
+        """
+        return self.computed(compute)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Let whole weights be read; changes of them are lost, and state dicts hold parts."""
+        if self.split:
+            self.computed.unshard()
+        yield
+        if self.split:
+            self.computed.reshard()
+
+    def end(self) -> None:
+        """Put whole weights into the models, as they were before; the optimisers are done with."""
+        whole: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
+        for module in self.computed.modules() if self.split else ():
+            for name, part in module.named_parameters(recurse=False, remove_duplicate=False):
+                if part not in whole:
+                    whole[part] = nn.Parameter(part.full_tensor(), part.requires_grad)
+                setattr(module, name, whole[part])
+
+
+def _split(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Deal a module's weights to the processes, and what optimisers keep of them."""
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_tensor
+
+    before = dict(module.named_parameters())
+    kind = next(iter(before.values())).device.type
+    fully_shard(module, mesh=init_device_mesh(kind, (process_count(),)),
+                reshard_after_forward=False)
+    part_of = {before[name]: part for name, part in module.named_parameters()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [part_of[weight] for weight in group["params"]]
+        for weight in list(optimizer.state):
+            part = part_of[weight]
+            optimizer.state[part] = {
+                name: distribute_tensor(value, part.device_mesh, part.placements)
+                if getattr(value, "shape", None) == part.shape else value
+                for name, value in optimizer.state.pop(weight).items()}
 
 
 def run_backward(losses: Sequence[Tensor]) -> None:
     """Compute the gradients of two scalar losses that train different models."""
     if process_count() > 1:
-        sum(losses).backward()  # DDP averages in one pass
+        sum(losses).backward()  # DDP and FSDP average in one pass
     else:
         side_by_side(losses[0].device, *[loss.backward for loss in losses])
 
@@ -127,8 +189,8 @@ def combine(loss: Tensor, stats: dict[str, float], count: int | Tensor
             ) -> tuple[Tensor, dict[str, float]]:
     r"""Turn means over this process's items into its part of the means over all items.
 
-    DDP averages over W processes, so the mean over all N items is reached by weighting each
-    process's mean over its n items with $n W / N$.
+    Gradients are averaged over W processes, so the mean over all N items is reached by weighting
+    each process's mean over its n items with $n W / N$.
 
     Args:
         loss: scalar, a mean over this process's items.

@@ -20,7 +20,7 @@ from rlhf_mini.data import (
     pack_rankings,
 )
 from rlhf_mini.models import RewardModel
-from rlhf_mini.processes import check_shares, combine, share_gradients, take_share
+from rlhf_mini.processes import Together, check_shares, combine, take_share
 from rlhf_mini.runtime import check_finite, make_generator, progress
 from rlhf_mini.training import TrainingRecord, cosine_lr, epoch_batch
 
@@ -94,7 +94,7 @@ def train_reward_model(
                             config.checkpoint_every)
     first, _ = record.restore()
     steps = config.epochs * -(-len(encoded) // config.batch_size)
-    bar, together = progress(steps, "reward", first), share_gradients(reward_model)
+    bar, together = progress(steps, "reward", first), Together([reward_model], [optimizer])
     reward_model.eval()  # no dropout
     for step in range(first, steps):
         epoch, rows, last = epoch_batch(step, lengths, config.batch_size,
@@ -110,13 +110,15 @@ def train_reward_model(
         stats["grad_norm"] = nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0).item()
         optimizer.step()
         if last and valid:
-            scores = score_rankings(reward_model, encoded_valid, tokenizer.pad_token_id)
+            with together.whole():
+                scores = score_rankings(reward_model, encoded_valid, tokenizer.pad_token_id)
             stats["valid_loss"] = _mean_loss(scores, valid)
             check_finite(stats["valid_loss"], step, "validation rankings")
         record.log(step, epoch=epoch, lr=lr, **stats)
         bar.update(1, loss=stats["loss"], accuracy=stats["accuracy"])
         record.save(step + 1)
     bar.close()
+    together.end()
     return record.history
 
 

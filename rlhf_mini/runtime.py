@@ -250,8 +250,7 @@ def pack_state(
     """Copy all that training depends on into flat tensors and JSON.
 
     Weights and buffers (tied ones once), optimiser states, the given generators, and torch's global
-    generators, which dropout uses. Modes (train, eval) and schedules that follow from the step
-    number are not in it.
+    generators, which dropout uses; not modes (train, eval) and schedules that follow from the step.
 
     Returns:
         The tensors (CPU copies) and the meta data for `save_checkpoint`; add your own keys to meta
@@ -259,17 +258,16 @@ def pack_state(
     """
     tensors: dict[str, Tensor] = {}
     state: dict[str, dict] = {"tied": {}, "optimizers": {}}
-    kept: dict[tuple, str] = {}
+    kept: dict[int, str] = {}
     for name, module in modules.items():
         state.setdefault("modules", {})[name] = []
-        for key, value in module.state_dict().items():
+        for key, value in module.state_dict(keep_vars=True).items():
             full = f"module/{name}/{key}"
             state["modules"][name].append(key)
-            place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
-            if value.numel() and place in kept:
-                state["tied"][full] = kept[place]
+            if id(value) in kept:
+                state["tied"][full] = kept[id(value)]
             else:
-                kept[place] = full
+                kept[id(value)] = full
                 tensors[full] = _copy(value)
     for name, optimizer in optimizers.items():
         saved = optimizer.state_dict()
@@ -340,6 +338,8 @@ def _unpack_optimizer(
 
 
 def _copy(value: Tensor) -> Tensor:
+    if hasattr(value, "full_tensor"):  # split over processes; all of them come here
+        value = value.full_tensor()
     return value.detach().to("cpu", copy=True).contiguous()
 
 

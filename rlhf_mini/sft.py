@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_mini.config import SFTConfig
 from rlhf_mini.data import Demonstration, collate, encode_pair
 from rlhf_mini.generation import sample_responses
-from rlhf_mini.models import compute_response_logprobs, freeze, set_residual_dropout
-from rlhf_mini.processes import check_shares, combine, share_gradients, take_share
+from rlhf_mini.models import compute_response_logprobs, copy_weights, freeze, set_residual_dropout
+from rlhf_mini.processes import Together, check_shares, combine, take_share
 from rlhf_mini.runtime import check_finite, make_generator, progress
 from rlhf_mini.tensors import masked_mean
 from rlhf_mini.training import TrainingRecord, cosine_lr, epoch_batch
@@ -104,7 +104,7 @@ def train_sft(
         torch.manual_seed(seed)  # dropout
     set_residual_dropout(policy, config.dropout)
     steps = config.epochs * -(-len(pairs) // config.batch_size)
-    bar, together = progress(steps, "sft", first), share_gradients(policy)
+    bar, together = progress(steps, "sft", first), Together([policy], [optimizer])
     for step in range(first, steps):
         epoch, rows, last = epoch_batch(step, lengths, config.batch_size,
                                         lambda epoch: make_generator(seed, "sft", str(epoch)))
@@ -112,16 +112,18 @@ def train_sft(
         stats = _sft_step(policy, together, optimizer, [pairs[i] for i in take_share(rows)], lr,
                           step, tokenizer.pad_token_id)
         if last:
-            stats["valid_loss"] = compute_sft_loss(policy, valid_pairs, tokenizer.pad_token_id)
-            check_finite(stats["valid_loss"], step, "validation demonstrations")
-            if stats["valid_loss"] < kept["valid_loss"]:
-                kept["valid_loss"] = stats["valid_loss"]
-                best.load_state_dict(policy.state_dict())
+            with together.whole():
+                stats["valid_loss"] = compute_sft_loss(policy, valid_pairs, tokenizer.pad_token_id)
+                check_finite(stats["valid_loss"], step, "validation demonstrations")
+                if stats["valid_loss"] < kept["valid_loss"]:
+                    kept["valid_loss"] = stats["valid_loss"]
+                    copy_weights(best, policy)
         record.log(step, epoch=epoch, lr=lr, **stats)
         bar.update(1, **stats)
         record.save(step + 1, **kept)
     bar.close()
-    policy.load_state_dict(best.state_dict())
+    together.end()
+    copy_weights(policy, best)
     set_residual_dropout(policy, 0.0)
     _gate_on_eos(policy, tokenizer, valid, config, seed, record, steps)
     return record.history

@@ -76,10 +76,11 @@ class TrainingRecord:
 
     def save(self, step: int, **kept) -> None:
         """Write a checkpoint if `step` steps are done and it is time for one."""
-        if self.directory and is_first() and step % self.every == 0:
+        if self.directory and step % self.every == 0:
             tensors, meta = pack_state(self.modules, self.optimizers)
-            save_checkpoint(self.directory / "checkpoint", tensors,
-                            meta | {"step": step, "kept": kept})
+            if is_first():
+                save_checkpoint(self.directory / "checkpoint", tensors,
+                                meta | {"step": step, "kept": kept})
 
 
 def cosine_lr(step: int, steps: int, warmup: int = 0, floor: float = 0.1) -> float:

@@ -246,7 +246,7 @@ MUTANTS = [
            "test_sft.py::test_loss_of_a_padded_batch_is_the_token_weighted_mean_of_the_single_"
            "ones"),
     Mutant("last-epoch-kept", "the last epoch is returned and not the best",
-           "sft:train_sft", "policy.load_state_dict(best.state_dict())", "pass",
+           "sft:train_sft", "copy_weights(policy, best)", "pass",
            "test_sft.py::test_the_policy_returned_is_the_one_with_the_lowest_validation_loss"),
     Mutant("dropout-left-on", "the policy stays in train mode after fine-tuning",
            "sft:_sft_step", "policy.eval()", "pass",

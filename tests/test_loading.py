@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from conftest import make_policy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tolerances import EXACT, FORWARD
+from tolerances import FORWARD
 from toys import PAD, Ids, make_reward_model, same_weights
 from transformers import (
     AutoModelForCausalLM,
@@ -41,8 +41,9 @@ def test_saved_models_are_plain_transformers_directories(networks, tokenizer, tm
         save_model(model, tokenizer, tmp_path / name)
         inner = getattr(model, "model", model)
         loaded = auto_class.from_pretrained(tmp_path / name)
-        with torch.no_grad():
-            torch.testing.assert_close(loaded(IDS).logits, inner(IDS).logits, **EXACT)
+        assert same_weights(loaded, inner)
+        with torch.no_grad():  # rounding can depend on where in memory the weights lie
+            torch.testing.assert_close(loaded(IDS).logits, inner(IDS).logits, **FORWARD)
         assert AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() == tokenizer.get_vocab()
         assert not [p for p in (tmp_path / name).iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
     loaded, loaded_tokenizer = load_policy(tmp_path / "policy")
@@ -89,7 +90,7 @@ def test_a_swapped_activation_is_saved_and_plain_transformers_agrees(tokenizer, 
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert activation(theirs) == "GELUTanh"
     with torch.no_grad():
-        torch.testing.assert_close(theirs(IDS).logits, ours(IDS).logits, **EXACT)
+        torch.testing.assert_close(theirs(IDS).logits, ours(IDS).logits, **FORWARD)
 
 
 @pytest.mark.parametrize("name, kind", [("relu", "ReLU"), ("gelu", "GELUActivation"),
@@ -100,7 +101,7 @@ def test_any_other_activation_is_kept(tokenizer, tmp_path, name, kind):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert activation(ours) == activation(theirs) == kind
     with torch.no_grad():
-        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, **EXACT)
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, **FORWARD)
 
 
 def test_scalar_models_swap_the_activation_too(networks, tokenizer, tmp_path):

@@ -21,23 +21,22 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 SMOKE = ["run", "--preset", "smoke", "--device", "cpu", "--set", "sft.dropout=0"]
 
 
-def start(*arguments, launcher=TORCHRUN, **kwargs) -> subprocess.Popen:
+def start(*arguments, launcher=TORCHRUN, **env: str) -> subprocess.Popen:
     return subprocess.Popen([*launcher, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, cwd=ROOT / "tests",
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+                            env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
 
 
-def run(*arguments, launcher=TORCHRUN) -> tuple[int, str]:
-    process = start(*arguments, launcher=launcher)
+def run(*arguments, launcher=TORCHRUN, **env: str) -> tuple[int, str]:
+    process = start(*arguments, launcher=launcher, **env)
     said, _ = process.communicate(timeout=300)
     return process.returncode, said
 
 
-@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_models_split_over_processes_are_refused(monkeypatch, name):
+def test_deepspeed_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv(name, "true")
-    with pytest.raises(ValueError, match=f"{name} is set.*whole models"):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is not supported.*--use_fsdp"):
         processes.join_processes(torch.device("cpu"))
 
 
@@ -48,14 +47,16 @@ def test_two_processes_take_the_step_of_one():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> tuple[Path, Path]:
-    """The smoke chain of one and of two processes."""
-    folders = [tmp_path_factory.mktemp(name) / "run" for name in ("one", "two")]
-    for folder, launcher in zip(folders, ([sys.executable], TORCHRUN), strict=True):
-        code, said = run("-m", "rlhf_mini", *SMOKE, "--out", folder, launcher=launcher)
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """The smoke chain of one process, of two, and of two that split the models."""
+    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in ("one", "two", "split")}
+    for name, folder in folders.items():
+        code, said = run("-m", "rlhf_mini", *SMOKE, "--out", folder,
+                         launcher=[sys.executable] if name == "one" else TORCHRUN,
+                         ACCELERATE_USE_FSDP=str(name == "split").lower())
         assert code == 0, said
         assert said.count("[8/8] evaluation: done") == 1, said
-    return tuple(folders)
+    return folders
 
 
 # Relative tolerances. Sums in another order differ by 1e-7; Adam divides each gradient by its own
@@ -64,10 +65,11 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 TOLERANCES = {"base": 1e-3, "sft": 1e-3, "reward": 5e-3, "ppo": 2e-2, "ppo_ptx": 2e-2}
 
 
+@pytest.mark.parametrize("name", ["two", "split"])
 @pytest.mark.parametrize("stage", TOLERANCES)
-def test_two_processes_have_the_loss_curve_of_one(runs, stage):
+def test_two_processes_have_the_loss_curve_of_one(runs, stage, name):
     one, two = (np.array([row["loss"] for row in read_metrics(run / stage / "metrics.jsonl")
-                          if "loss" in row]) for run in runs)
+                          if "loss" in row]) for run in (runs["one"], runs[name]))
     assert len(one) == len(two) >= 3
     scale = np.maximum(abs(one), 1) if stage.startswith("ppo") else abs(one)
     assert (abs(one - two) / scale).max() < TOLERANCES[stage]
@@ -75,10 +77,11 @@ def test_two_processes_have_the_loss_curve_of_one(runs, stage):
 
 
 def test_the_number_of_processes_is_recorded_and_only_the_first_one_writes(runs):
-    assert [read_json(run / "ppo" / "stage.json")["processes"] for run in runs] == [1, 2]
-    one, two = ({file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
-                for run in runs)
-    assert one == two
+    counts = [read_json(run / "ppo" / "stage.json")["processes"] for run in runs.values()]
+    assert counts == [1, 2, 2]
+    one, *others = ({file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
+                    for run in runs.values())
+    assert others == [one, one]
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused(tmp_path):

@@ -1,12 +1,14 @@
 """What two processes compute together against what one computes alone; run by torchrun.
 
 Both make the same toy models, take their shares of each batch, and compare the gradients that DDP
-leaves with those of the whole batch. Exits non-zero where they differ.
+leaves with those of the whole batch; then steps of split models (FSDP) with those of whole ones.
+Exits non-zero where they differ.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from unittest.mock import patch
 
 import torch
@@ -20,6 +22,7 @@ from rlhf_mini.models import ValueModel, compute_response_logprobs
 from rlhf_mini.pretrain import lm_loss
 from rlhf_mini.reward import reward_loss
 from rlhf_mini.rollout import Targets, collect_rollout, compute_targets
+from rlhf_mini.runtime import pack_state
 from rlhf_mini.sft import sft_loss
 
 CLOSE = dict(rtol=1e-4, atol=1e-6)  # float32 sums in another order
@@ -52,7 +55,7 @@ def check_gradients(name: str, model, loss_of, items) -> None:
     """Compare the gradients of a loss over shares with those of the loss over all items."""
     whole, _ = alone(lambda: loss_of(items))
     wanted = torch.autograd.grad(whole, list(model.parameters()))
-    together = processes.share_gradients(model)
+    together = processes.Together([model], [])
     loss, stats = together(lambda: loss_of(processes.take_share(items)))
     loss.backward()
     for parameter, gradient in zip(model.parameters(), wanted, strict=True):
@@ -96,6 +99,48 @@ def check_ppo(policy, reward_model, value_model) -> None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)  # Adam divides by |gradient|
 
 
+def check_split(policy, loss_of, items) -> None:
+    """A split model goes on where a whole one stopped, as if it were whole."""
+    twin = copy.deepcopy(policy)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3, fused=True) for m in (policy, twin)]
+
+    def step(model, optimizer, compute) -> None:
+        optimizer.zero_grad()
+        compute()[0].backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1).item())
+        optimizer.step()
+
+    norms: list[float] = []
+    for model, optimizer in zip((policy, twin), optimizers, strict=True):
+        step(model, optimizer, lambda model=model: alone(lambda: loss_of(model, items)))
+    whole = list(policy.parameters())
+    with patch.dict(os.environ, ACCELERATE_USE_FSDP="true"):
+        together = processes.Together([policy], optimizers[:1])
+    held = [part.to_local() for part in policy.parameters()]
+    held += [optimizers[0].state[part]["exp_avg_sq"].to_local() for part in policy.parameters()]
+    assert sum(h.numel() for h in held) <= 1.02 * sum(w.numel() for w in whole)  # half of twice
+    for _ in range(2):
+        step(policy, optimizers[0],
+             lambda: together(lambda: loss_of(policy, processes.take_share(items))))
+        step(twin, optimizers[1], lambda: alone(lambda: loss_of(twin, items)))
+        assert norms[-2] > 0.1 and abs(norms[-2] - norms[-1]) < 1e-4 * norms[-1]  # it was clipped
+    assert policy.lm_head.weight is policy.transformer.wte.weight
+    states = [pack_state({"policy": model}, {"adam": optimizer})
+              for model, optimizer in zip((policy, twin), optimizers, strict=True)]
+    assert states[0][1] == states[1][1]  # names, ties, settings
+    torch.testing.assert_close(states[0][0], states[1][0], rtol=1e-3, atol=1e-5)
+    with together.whole():
+        inside = [weight.detach().clone() for weight in policy.parameters()]
+    together.end()
+    assert policy.lm_head.weight is policy.transformer.wte.weight
+    for found, read, wanted in zip(policy.parameters(), inside, twin.parameters(), strict=True):
+        assert type(found) is torch.nn.Parameter and found.requires_grad
+        assert torch.equal(found, read)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    alone(lambda: loss_of(policy, items))[0].backward()  # a model like any other again
+    assert all(weight.grad is not None for weight in policy.parameters())
+
+
 def main() -> None:
     processes.join_processes(torch.device("cpu"))
     assert processes.process_count() == 2
@@ -103,7 +148,7 @@ def main() -> None:
     reward_model = make_reward_model(policy)
     pairs = make_pairs(6, seed=1)
 
-    def sft(pairs):
+    def sft(pairs, policy=policy):
         batch = collate(pairs, 1)
         logprobs, _ = compute_response_logprobs(policy, batch)
         return processes.combine(*sft_loss(logprobs, batch.response_mask),
@@ -124,6 +169,7 @@ def main() -> None:
     check_gradients("pretraining", policy, pretraining, torch.tensor([p[0][:3] for p in pairs]))
     check_gradients("reward", reward_model, reward, rankings)
     check_ppo(policy, reward_model, ValueModel.from_reward_model(reward_model))
+    check_split(make_policy(Letters(), seed=4), lambda model, pairs: sft(pairs, model), pairs)
     if processes.is_first():
         print("one and two processes agree")
 
