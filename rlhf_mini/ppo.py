@@ -176,9 +176,7 @@ def update_minibatch(
     losses, stats = together(compute_losses)
     check_finite(stats["loss"], step, "PPO minibatch")
     optimizer.zero_grad()
-    run_backward(losses)
-    norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-    nn.utils.clip_grad_norm_(value_model.parameters(), config.max_grad_norm)
+    norm, _ = run_backward(losses, [policy, value_model], config.max_grad_norm)
     optimizer.step()
     return stats | {"grad_norm": norm.item()}
 

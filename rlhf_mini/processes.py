@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -163,12 +164,26 @@ def _split(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> No
                 for name, value in optimizer.state.pop(weight).items()}
 
 
-def run_backward(losses: Sequence[Tensor]) -> None:
-    """Compute the gradients of two scalar losses that train different models."""
+def run_backward(
+    losses: Sequence[Tensor], models: Sequence[nn.Module], max_norm: float,
+) -> list[Tensor]:
+    """Compute the gradients of two scalar losses, each of its own model, and clip each model's.
+
+    Returns:
+        The norms of the two gradients before they were clipped.
+    """
+    def clip(model: nn.Module) -> Tensor:
+        return nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+    def work(loss: Tensor, model: nn.Module) -> Tensor:
+        loss.backward()
+        return clip(model)
+
     if process_count() > 1:
         sum(losses).backward()  # DDP and FSDP average in one pass
-    else:
-        side_by_side(losses[0].device, *[loss.backward for loss in losses])
+        return [clip(model) for model in models]
+    sides = zip(losses, models, strict=True)
+    return list(side_by_side(losses[0].device, *[partial(work, *side) for side in sides]))
 
 
 def take_share(items):
