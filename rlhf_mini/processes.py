@@ -7,7 +7,7 @@ gradients are averaged over the processes, so that all take the same step. Every
 models (PyTorch's DistributedDataParallel, DDP), or of those that are trained, between the steps, a
 part only (`fully_shard`, FSDP), if accelerate is told so:
 
-    accelerate launch --num_processes 2 --use_fsdp -m rlhf_mini run --out runs/two
+    accelerate launch --num_processes=2 --use_fsdp -m rlhf_mini run --out runs/split
 
 The first process writes; what others write is thrown away.
 """
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from rlhf_mini.compute import side_by_side
 
 Step = Callable[[], tuple]  # computes a loss, or several, and their stats
+FSDP = "ACCELERATE_USE_FSDP"  # set by accelerate launch --use_fsdp
 
 
 def process_count() -> int:
@@ -58,7 +59,7 @@ def join_processes(device: torch.device) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
-    if _accelerate_uses("DEEPSPEED"):
+    if _is_set("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError("ACCELERATE_USE_DEEPSPEED is set, and DeepSpeed is not supported: start "
                          "with torchrun, or with accelerate launch --multi_gpu or --use_fsdp")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -69,8 +70,8 @@ def join_processes(device: torch.device) -> None:
     _accelerator(device)
 
 
-def _accelerate_uses(engine: str) -> bool:
-    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1")
+def _is_set(switch: str) -> bool:
+    return os.environ.get(switch, "false").lower() in ("true", "1")
 
 
 def _accelerator(device: torch.device):
@@ -79,7 +80,11 @@ def _accelerator(device: torch.device):
     except ImportError as error:
         raise ValueError("several processes need accelerate: pip install 'rlhf-mini[multi]'"
                          ) from error
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    told = os.environ.pop(FSDP, "false")  # accelerate connects the processes; `_split` splits
+    try:
+        return Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    finally:
+        os.environ[FSDP] = told
 
 
 class _Computed(nn.Module):
@@ -108,7 +113,7 @@ class Together:
         self, models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer],
     ):
         self.computed: nn.Module = _Computed(models)
-        self.split = process_count() > 1 and _accelerate_uses("FSDP")
+        self.split = process_count() > 1 and _is_set(FSDP)
         if self.split:
             _split(self.computed, optimizers)
         elif process_count() > 1:

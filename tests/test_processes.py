@@ -17,18 +17,20 @@ from rlhf_mini.runtime import load_checkpoint, read_json, read_metrics, recover_
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--use_fsdp",
+          "--main_process_port=0"]
 # Dropout draws other masks where a batch is dealt to two processes.
 SMOKE = ["run", "--preset", "smoke", "--device", "cpu", "--set", "sft.dropout=0"]
 
 
-def start(*arguments, launcher=TORCHRUN, **env: str) -> subprocess.Popen:
+def start(*arguments, launcher=TORCHRUN) -> subprocess.Popen:
     return subprocess.Popen([*launcher, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, cwd=ROOT / "tests",
-                            env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def run(*arguments, launcher=TORCHRUN, **env: str) -> tuple[int, str]:
-    process = start(*arguments, launcher=launcher, **env)
+def run(*arguments, launcher=TORCHRUN) -> tuple[int, str]:
+    process = start(*arguments, launcher=launcher)
     said, _ = process.communicate(timeout=300)
     return process.returncode, said
 
@@ -49,11 +51,10 @@ def test_two_processes_take_the_step_of_one():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
     """The smoke chain of one process, of two, and of two that split the models."""
-    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in ("one", "two", "split")}
+    launchers = {"one": [sys.executable], "two": TORCHRUN, "split": LAUNCH}
+    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in launchers}
     for name, folder in folders.items():
-        code, said = run("-m", "rlhf_mini", *SMOKE, "--out", folder,
-                         launcher=[sys.executable] if name == "one" else TORCHRUN,
-                         ACCELERATE_USE_FSDP=str(name == "split").lower())
+        code, said = run("-m", "rlhf_mini", *SMOKE, "--out", folder, launcher=launchers[name])
         assert code == 0, said
         assert said.count("[8/8] evaluation: done") == 1, said
     return folders

@@ -4,9 +4,10 @@ r"""Run every shell command that the README and the pages of the book print.
     python tests/book/commands.py --install    # only those that install, in a new environment
 
 A block of commands runs as it is printed, with four stand-ins so that it takes seconds and no
-network: `rlhf-mini` and `torchrun` get `--preset smoke` and two iterations of PPO behind their own
-options (a study `--seeds 2`), a loop over five seeds goes over two, a folder `gpt2` with a small
-random model stands for the hub's, and made-up lines for the data that a reader brings.
+network: `rlhf-mini`, `torchrun` and `accelerate` get `--preset smoke` and two iterations of PPO
+behind their own options (a study `--seeds 2`), a loop over five seeds goes over two, a folder
+`gpt2` with a small random model stands for the hub's, and made-up lines for the data that a reader
+brings.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rlhf_mini.pretrain import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "book").glob("*.md"))]
-PROGRAM = r"(?:rlhf-mini|python3?|pip|make|conda|jupyter|torchrun)(?= )"
+PROGRAM = r"(?:rlhf-mini|python3?|pip|make|conda|jupyter|torchrun|accelerate)(?= )"
 ELSEWHERE = {  # the beginning of a block, and why it is not run here
     "make ": "continuous integration calls make itself",
     "conda ": "needs conda",
@@ -41,6 +42,11 @@ ELSEWHERE = {  # the beginning of a block, and why it is not run here
 TORCHRUN = """#!/usr/bin/env bash
 exec {python} -m torch.distributed.run --standalone "$@" --preset smoke --device cpu \\
   --set ppo.iterations=2
+"""
+ACCELERATE = """#!/usr/bin/env bash
+shift  # the word launch
+exec {python} -m accelerate.commands.launch --main_process_port=0 "$@" --preset smoke \\
+  --device cpu --set ppo.iterations=2
 """
 SHIM = """#!/usr/bin/env bash
 case "$1" in
@@ -118,7 +124,7 @@ def prepare(folder: Path) -> dict[str, str]:
     tokenizer.save_pretrained(folder / "gpt2")
     shims = folder / ".shims"
     shims.mkdir()
-    for name, text in (("rlhf-mini", SHIM), ("torchrun", TORCHRUN)):
+    for name, text in {"rlhf-mini": SHIM, "torchrun": TORCHRUN, "accelerate": ACCELERATE}.items():
         (shims / name).write_text(text.format(python=sys.executable))
         (shims / name).chmod(0o755)
     path = os.pathsep.join([str(shims), str(Path(sys.executable).parent), os.environ["PATH"]])
