@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from functools import cache, wraps
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from rlhf_mini.config import ComputeConfig
 
@@ -44,6 +45,29 @@ def computing(config: ComputeConfig, device: torch.device) -> Iterator[None]:
             yield
     finally:
         _COMPILING.reset(token)
+
+
+class _KeepFloat32(TorchFunctionMode):
+    """Inside, `tensor.bfloat16()` returns a copy in the precision that the tensor has."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.bfloat16:
+            return args[0].clone()
+        return function(*args, **(kwargs or {}))
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, which on a CPU makes a gradient's matrix orthogonal in float32.
+
+    PyTorch does it in bfloat16. Most CPUs have no arithmetic for that and take 20 times as long to
+    imitate it.
+    """
+
+    def step(self, closure: Callable | None = None):
+        """Take a step, as any optimiser of PyTorch."""
+        on_cpu = self.param_groups[0]["params"][0].device.type == "cpu"
+        with _KeepFloat32() if on_cpu else contextlib.nullcontext():
+            return super().step(closure)
 
 
 def compilable(function: Callable) -> Callable:

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhf_mini.compute import Muon
 from rlhf_mini.config import PretrainConfig
 from rlhf_mini.data import Document
 from rlhf_mini.loading import EOS_TOKEN, PAD_TOKEN
@@ -174,7 +175,7 @@ def build_optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.opt
     blocks = [p for n, p in model.named_parameters() if ".h." in n and p.ndim == 2]
     rest = [p for n, p in model.named_parameters() if not (".h." in n and p.ndim == 2)]
     return [
-        torch.optim.Muon(blocks, lr=config.muon_lr, weight_decay=config.weight_decay),
+        Muon(blocks, lr=config.muon_lr, weight_decay=config.weight_decay),
         torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95),
                           fused=True),
     ]

@@ -7,11 +7,13 @@ import shutil
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
+from tolerances import FP32
 from toys import make_batch, make_reward_model
 
-from rlhf_mini.compute import compilable, computing, side_by_side
+from rlhf_mini.compute import Muon, compilable, computing, side_by_side
 from rlhf_mini.config import ComputeConfig, SFTConfig, load_preset, override
 from rlhf_mini.models import RewardModel, ValueModel, compute_response_logprobs
 from rlhf_mini.sft import sft_loss
@@ -185,3 +187,37 @@ def test_an_error_in_one_of_two_threads_is_raised_when_both_are_done(threads, ba
     with pytest.raises(ZeroDivisionError, match=str(bad)):
         side_by_side(CPU, lambda: work(0), lambda: work(1))
     assert done == [1 - bad] and torch.get_num_threads() == 2
+
+
+# ---- Muon ----------------------------------------------------------------------------------------
+
+
+def muon_by_hand(weight, gradients, lr, decay, momentum=0.95):
+    """Jordan's Muon in double precision: Nesterov's momentum, five Newton-Schulz iterations."""
+    average = np.zeros_like(weight)
+    for gradient in gradients:
+        average = momentum * average + (1 - momentum) * gradient
+        x = momentum * average + (1 - momentum) * gradient
+        x = x.T if x.shape[0] > x.shape[1] else x
+        x = x / np.linalg.norm(x)
+        for _ in range(5):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+        x = x.T if weight.shape[0] > weight.shape[1] else x
+        scale = max(1, weight.shape[0] / weight.shape[1]) ** 0.5
+        weight = weight * (1 - lr * decay) - lr * scale * x
+    return weight
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_muon_rounds_as_float32_on_a_cpu(shape):
+    rng = np.random.default_rng(0)
+    start, *gradients = rng.normal(size=(4, *shape))
+    weight = torch.nn.Parameter(torch.tensor(start, dtype=torch.float32))
+    optimizer = Muon([weight], lr=0.1, weight_decay=0.1)
+    for gradient in gradients:
+        weight.grad = torch.tensor(gradient, dtype=torch.float32)
+        optimizer.step()
+    expected = muon_by_hand(start, gradients, lr=0.1, decay=0.1)
+    np.testing.assert_allclose(weight.detach().numpy(), expected, **FP32)
+    assert weight.bfloat16().dtype == torch.bfloat16  # elsewhere nothing changed
