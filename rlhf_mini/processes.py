@@ -80,11 +80,12 @@ def _accelerator(device: torch.device):
     except ImportError as error:
         raise ValueError("several processes need accelerate: pip install 'rlhf-mini[multi]'"
                          ) from error
-    told = os.environ.pop(FSDP, "false")  # accelerate connects the processes; `_split` splits
+    told = os.environ.pop(FSDP, None)  # accelerate connects the processes; `_split` splits
     try:
         return Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     finally:
-        os.environ[FSDP] = told
+        if told is not None:
+            os.environ[FSDP] = told
 
 
 class _Computed(nn.Module):
