@@ -59,8 +59,8 @@ class _KeepFloat32(TorchFunctionMode):
 class Muon(torch.optim.Muon):
     """PyTorch's Muon, which on a CPU makes a gradient's matrix orthogonal in float32.
 
-    PyTorch does it in bfloat16. Most CPUs have no arithmetic for that and take 20 times as long to
-    imitate it.
+    PyTorch does it in bfloat16. Many CPUs have no arithmetic for that and imitate it, which takes
+    many times as long.
     """
 
     def step(self, closure: Callable | None = None):
