@@ -84,6 +84,23 @@ def compilable(function: Callable) -> Callable:
     return choose
 
 
+@contextlib.contextmanager
+def one_thread(device: torch.device) -> Iterator[bool]:
+    """Keep operations from using a CPU's second thread; tell whether there is one.
+
+    For milliseconds after its last operation such a thread looks for the next one, and takes a
+    processor away from `side_by_side`.
+    """
+    spare = device.type == "cpu" and torch.get_num_threads() == 2 and not _COMPILING.get()
+    if spare:
+        torch.set_num_threads(1)
+    try:
+        yield spare
+    finally:
+        if spare:
+            torch.set_num_threads(2)
+
+
 def side_by_side(device: torch.device, first: Callable, second: Callable) -> tuple:
     """Return what two functions return; where a CPU lends two threads, each runs in one of them.
 
@@ -93,15 +110,16 @@ def side_by_side(device: torch.device, first: Callable, second: Callable) -> tup
     Args:
         device: where the functions compute.
         first: runs in this thread.
-        second: runs in another, with gradients and in the same precision.
+        second: runs in another, with gradients if this thread has them, in the same precision.
     """
-    if device.type != "cpu" or torch.get_num_threads() != 2 or _COMPILING.get():
-        return first(), second()
-    precision = torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu"), cache_enabled=False)
-    torch.set_num_threads(1)
-    found = _SECOND.submit(precision(second))
-    try:
-        return first(), found.result()
-    finally:
-        wait([found])
-        torch.set_num_threads(2)
+    with one_thread(device) as spare:
+        if not spare:
+            return first(), second()
+        precision = torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu"),
+                                   cache_enabled=False)
+        gradients = torch.set_grad_enabled(torch.is_grad_enabled())
+        found = _SECOND.submit(gradients(precision(second)))
+        try:
+            return first(), found.result()
+        finally:
+            wait([found])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_mini.compute import side_by_side
+from rlhf_mini.compute import one_thread
 from rlhf_mini.config import PPOConfig
 from rlhf_mini.data import Prompt
 from rlhf_mini.kl import KLController
@@ -154,30 +154,29 @@ def update_minibatch(
 
     def policy_side() -> tuple[Tensor, dict[str, float]]:
         logprobs, _ = compute_response_logprobs(policy, batch, config.temperature, entropy=False)
-        return policy_loss(logprobs, rollout.old_logprobs, targets.advantages, mask,
-                           config.clip_range)
+        return combine(*policy_loss(logprobs, rollout.old_logprobs, targets.advantages, mask,
+                                    config.clip_range), mask.sum())
 
     def value_side() -> tuple[Tensor, dict[str, float]]:
-        return value_loss(value_model(batch), rollout.values, targets.returns, mask,
-                          config.value_clip_range)
+        loss, stats = combine(*value_loss(value_model(batch), rollout.values, targets.returns, mask,
+                                          config.value_clip_range), mask.sum())
+        return config.vf_coef * loss, stats
 
-    def compute_losses() -> tuple[list[Tensor], dict[str, float]]:
-        sides = side_by_side(mask.device, policy_side, value_side)
-        (loss, stats), (v_loss, v_stats) = (combine(*side, mask.sum()) for side in sides)
-        stats |= v_stats | {"loss": stats["policy_loss"] + config.vf_coef * v_stats["value_loss"]}
-        if ptx_rows is not None:
-            p_loss, p_stats = combine(*ptx_loss(policy, ptx_rows), len(ptx_rows))
-            loss = loss + config.ptx_coef * p_loss
-            stats["loss"] += config.ptx_coef * p_stats["ptx_loss"]
-            stats |= p_stats
-        return [loss, config.vf_coef * v_loss], stats
+    def ptx_side() -> tuple[Tensor, dict[str, float]]:
+        loss, stats = combine(*ptx_loss(policy, ptx_rows), len(ptx_rows))
+        return config.ptx_coef * loss, stats
 
-    together = together or Together([policy, value_model], [optimizer])  # until backward is done
-    losses, stats = together(compute_losses)
-    check_finite(stats["loss"], step, "PPO minibatch")
+    sides = [policy_side, value_side] if ptx_rows is None else [ptx_side, policy_side, value_side]
     optimizer.zero_grad()
-    norm, _ = run_backward(losses, [policy, value_model], config.max_grad_norm)
-    optimizer.step()
+    found, (norm, _) = run_backward(
+        together or Together([policy, value_model], [optimizer]), sides, [policy, value_model],
+        config.max_grad_norm)
+    stats = {name: value for part in found for name, value in part.items()}
+    stats["loss"] = (stats["policy_loss"] + config.vf_coef * stats["value_loss"]
+                     + config.ptx_coef * stats.get("ptx_loss", 0.0))
+    check_finite(stats["loss"], step, "PPO minibatch")
+    with one_thread(mask.device):
+        optimizer.step()
     return stats | {"grad_norm": norm.item()}
 
 

@@ -171,25 +171,36 @@ def _split(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> No
 
 
 def run_backward(
-    losses: Sequence[Tensor], models: Sequence[nn.Module], max_norm: float,
-) -> list[Tensor]:
-    """Compute the gradients of two scalar losses, each of its own model, and clip each model's.
+    together: Together, sides: Sequence[Step], models: Sequence[nn.Module], max_norm: float,
+) -> tuple[tuple, tuple]:
+    """Compute the gradients of several losses, and clip each model's.
+
+    Args:
+        together: the models of all losses.
+        sides: each returns a scalar loss and stats. The last two train a model each and run side by
+            side, where that is faster.
+        models: of the last two.
+        max_norm: of each model's gradient.
 
     Returns:
-        The norms of the two gradients before they were clipped.
+        The stats of all sides, and the norms of the models' gradients before they were clipped.
     """
+    def work(side: Step, model: nn.Module | None = None) -> tuple:
+        loss, stats = side()
+        loss.backward()
+        return stats, None if model is None else clip(model)
+
     def clip(model: nn.Module) -> Tensor:
         return nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
-    def work(loss: Tensor, model: nn.Module) -> Tensor:
-        loss.backward()
-        return clip(model)
-
     if process_count() > 1:
+        losses, stats = together(lambda: tuple(zip(*[side() for side in sides], strict=True)))
         sum(losses).backward()  # DDP and FSDP average in one pass
-        return [clip(model) for model in models]
-    sides = zip(losses, models, strict=True)
-    return list(side_by_side(losses[0].device, *[partial(work, *side) for side in sides]))
+        return stats, tuple(clip(model) for model in models)
+    device = next(models[0].parameters()).device
+    done = [work(side) for side in sides[:-2]] + list(side_by_side(
+        device, *[partial(work, *pair) for pair in zip(sides[-2:], models, strict=True)]))
+    return tuple(stats for stats, _ in done), tuple(norm for _, norm in done[-2:])
 
 
 def take_share(items):

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.advantages import compute_gae, compute_rewards
+from rlhf_mini.compute import side_by_side
 from rlhf_mini.config import PPOConfig
 from rlhf_mini.data import DataError, Prompt, TokenBatch, decode_response, encode_prompt, left_pad
 from rlhf_mini.decoding import decode
@@ -128,15 +129,16 @@ def collect_rollout(
     finished = last_token == tokenizer.eos_token_id
     responses = [decode_response(tokenizer, ids[mask].tolist())
                  for ids, mask in zip(response_ids, response_mask, strict=True)]
-    scores = score(prompts, responses, batch).float()
-    old_logprobs, entropy = compute_response_logprobs(policy, batch, config.temperature)
-    ref_logprobs, _ = compute_response_logprobs(ref_policy, batch, config.temperature,
-                                                entropy=False)
+    scores, values = side_by_side(
+        policy.device, lambda: score(prompts, responses, batch).float(),
+        lambda: value_model(batch) if value_model else batch.response_mask * 0.0)
+    (old_logprobs, entropy), (ref_logprobs, _) = side_by_side(
+        policy.device, lambda: compute_response_logprobs(policy, batch, config.temperature),
+        lambda: compute_response_logprobs(ref_policy, batch, config.temperature, entropy=False))
     rollout = Rollout(
-        batch=batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
-        values=value_model(batch) if value_model else torch.zeros_like(old_logprobs),
-        finished=finished, entropy=entropy,
-        scores=torch.where(finished, scores, config.missing_eos_score))
+        batch=batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, values=values,
+        scores=torch.where(finished, scores, config.missing_eos_score), finished=finished,
+        entropy=entropy)
     if process_count() == 1:
         return rollout, responses
     texts = [text for row in zip(*gather(responses), strict=True) for text in row]

@@ -117,7 +117,7 @@ def lines_in(modules: list[str]) -> int:
 def test_the_algorithms_stay_readable_in_a_day():
     assert lines_in(ALGORITHMS) <= 2520
     assert lines_in(PLUMBING) <= 2050
-    assert lines_in(ENGINE) <= 810
+    assert lines_in(ENGINE) <= 840
     assert lines_in(ALTERNATIVES) <= 320
     everything = {module_of(path) for path in FILES} - {"__init__", "town"}
     below = {*ALGORITHMS, *PLUMBING, *ENGINE, *ALTERNATIVES}

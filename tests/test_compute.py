@@ -13,7 +13,7 @@ import torch
 from tolerances import FP32
 from toys import make_batch, make_reward_model
 
-from rlhf_mini.compute import Muon, compilable, computing, side_by_side
+from rlhf_mini.compute import Muon, compilable, computing, one_thread, side_by_side
 from rlhf_mini.config import ComputeConfig, SFTConfig, load_preset, override
 from rlhf_mini.models import RewardModel, ValueModel, compute_response_logprobs
 from rlhf_mini.sft import sft_loss
@@ -171,6 +171,24 @@ def test_otherwise_they_run_one_after_the_other(threads, count, device, config):
     with computing(config, CPU):
         first, second = side_by_side(device, look, look)
     assert first == second == look() and first[1] == count
+
+
+def test_without_gradients_here_there_are_none_in_the_other_thread(threads):
+    threads(2)
+    with torch.no_grad():
+        first, second = side_by_side(CPU, look, look)
+    assert first[1:] == second[1:] and not second[2]
+    assert side_by_side(CPU, look, look)[1][2]  # and the thread does not stay so
+
+
+@pytest.mark.parametrize("count, device, free", [
+    (1, CPU, False), (2, CPU, True), (3, CPU, False), (2, CUDA, False)])
+def test_of_two_threads_of_a_cpu_one_can_be_kept_out(threads, count, device, free):
+    threads(count)
+    with pytest.raises(ZeroDivisionError), one_thread(device) as spare:
+        assert spare is free and torch.get_num_threads() == (1 if free else count)
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == count
 
 
 @pytest.mark.parametrize("bad", [0, 1])

@@ -411,12 +411,13 @@ def test_ptx_loss_is_the_labels_loss_of_transformers(policy):
     assert stats == {"ptx_loss": loss.item()}
 
 
-def test_gradients_are_clipped_for_each_model_alone(tokenizer):
+@pytest.mark.parametrize("rows", [None, CORPUS[:4]], ids=["PPO", "PPO-ptx"])
+def test_gradients_are_clipped_for_each_model_alone(tokenizer, rows):
     config = dataclasses.replace(CONFIG, max_grad_norm=1e-3, vf_coef=10.0)
     policy, value_model, rollout, targets = setting(tokenizer, config)
     before = flat(policy), flat(value_model)
     stats = update_minibatch(policy, value_model, sgd(policy, value_model), rollout, targets,
-                             config, None, 0)
+                             config, rows, 0)
     assert stats["grad_norm"] > 1e-3
     for model, start in ((policy, before[0]), (value_model, before[1])):
         assert (flat(model) - start).norm().item() == pytest.approx(1e-3, rel=1e-2)
