@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,12 +41,13 @@ def mean_interval(values: np.ndarray, config: EvaluationConfig) -> dict[str, flo
     Returns:
         `mean`, `low`, `high`.
     """
+    from scipy.stats import bootstrap  # slow to import
     values = np.asarray(values, dtype=float)
     per_prompt = values.mean(1) if values.ndim == 2 else values
     mean = float(per_prompt.mean())
     if len(per_prompt) < 2 or per_prompt.std() == 0:
         return {"mean": mean, "low": mean, "high": mean}
-    interval = scipy.stats.bootstrap(
+    interval = bootstrap(
         (per_prompt,), np.mean, n_resamples=config.bootstrap, method="percentile", batch=200,
         confidence_level=config.confidence, rng=np.random.default_rng(0)).confidence_interval
     return {"mean": mean, "low": float(interval.low), "high": float(interval.high)}

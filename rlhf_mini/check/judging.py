@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
+from statistics import NormalDist
 
 import numpy as np
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 from rlhf_mini.check.core import Property, close, exercise, moved, shaped, worded
@@ -172,7 +172,7 @@ def power(f: Callable) -> Generator[Property, None, str]:
     yield ("more noise", close(float(f(0.9, 0.01)) / n, 9.0, 1e-2),
            "Three times the standard deviation is made up for by a standard error that is three "
            "times smaller.")
-    seen = norm.cdf(0.01 * math.sqrt(n) / 0.3 - 1.96) if n > 0 else 0.0
+    seen = NormalDist().cdf(0.01 * math.sqrt(n) / 0.3 - 1.96) if n > 0 else 0.0
     yield ("false alarms", seen > 0.3, "With so few prompts the interval would mostly hold 0. It "
            "excludes 0 only if the mean that is observed lies 1.96 standard errors above.")
     yield ("power", close(seen, 0.8, 2e-3),

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
 from matplotlib.figure import Figure
 
@@ -245,9 +244,10 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> dict[str
     Returns:
         `mean`, `low`, `high`.
     """
+    from scipy.stats import t  # slow to import
     values = np.asarray(values, dtype=float)
     mean, spread = float(values.mean()), float(values.std(ddof=1))
-    half = scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1) * spread / len(values) ** 0.5
+    half = t.ppf((1 + confidence) / 2, len(values) - 1) * spread / len(values) ** 0.5
     return {"mean": mean, "low": mean - float(half), "high": mean + float(half)}
 
 
