@@ -38,6 +38,7 @@ ELSEWHERE = {  # the beginning of a block, and why it is not run here
     "python -m pytest tests/book": "it is what continuous integration runs",
     "pip install 'rlhf-mini[": "needs a release in the package index",
     "python benchmarks/gpu_suite.py": "needs a GPU; tests/test_gpu_suite.py runs it small",
+    "python benchmarks/against_trl.py": "takes long; tests/test_against_trl.py runs it small",
 }
 TORCHRUN = """#!/usr/bin/env bash
 exec {python} -m torch.distributed.run --standalone "$@" --preset smoke --device cpu \\
